@@ -169,19 +169,24 @@ async def load_model(
     loaded.served.pipeline = config if config.steps else None
     if tracer is not None:
         _trace_batches(tracer, name, loaded.driver, fleet, clock)
-    signature, control = fleet.signature, loaded.control
     _as_a_node(loaded, node, clock)
-    control.on_scaled = on_ways
-    repeats = not signature.streams and not signature.told_sequences
-    if signature.batched and repeats and (config.batching == "auto" or signature.pads):
-        loaded.driver.compare_answers(_recheck(loaded, clock, padded_only=config.batching != "auto"))
+    loaded.control.on_scaled = on_ways
     if lender is not None:
         _lease(loaded)
-    if isinstance(fleet, LocalFleet):
-        fleet.on_moved = partial(_moved, control, on_ways, loaded.autoscaler)
-        if fleet.may_move() and not signature.told_sequences:  # what was tried on made-up inputs is tried on real ones
-            loaded.driver.keep_requests(Reservoir(fleet.try_again))
+    _look_again(loaded, config, on_ways, clock)
     return loaded
+
+
+def _look_again(model: LoadedModel, config: ModelConfig, on_ways: Callable[[], None], clock: Callable[[], float]) -> None:
+    """What was tried on made-up inputs is tried on real ones, and what was shown once is compared while it serves."""
+    fleet, signature = model.fleet, model.fleet.signature
+    repeats = not signature.streams and not signature.told_sequences
+    if signature.batched and repeats and (config.batching == "auto" or signature.pads):
+        model.driver.compare_answers(_recheck(model, clock, padded_only=config.batching != "auto"))
+    if isinstance(fleet, LocalFleet):
+        fleet.on_moved = partial(_moved, model.control, on_ways, model.autoscaler)
+        if fleet.may_move() and not signature.told_sequences:
+            model.driver.keep_requests(Reservoir(fleet.try_again))
 
 
 def _lease(model: LoadedModel) -> None:
