@@ -38,8 +38,8 @@ ABOUT = """Each way trains the same network by batches of 64 for 15 epochs on th
 one core. In step: each batch is shared by two processes, all-reduce by gloo. Own pace: a parameter server on Ray applies the
 gradient of each batch when it comes; staleness is how many updates came between the weights that a gradient is of and its own
 update, bounded by how many steps a worker may be ahead of the other. It is one run: where the load average is above
-the number of cores, others used the machine, and speeds say little. MPI is not beside gloo: PyTorch's wheels are built without
-it."""
+the number of cores, others used the machine, and speeds say little. MPI is not beside gloo: PyTorch's wheels are built
+without it."""
 
 
 def measure(options: argparse.Namespace) -> str:
