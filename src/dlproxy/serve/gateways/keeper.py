@@ -148,6 +148,7 @@ class Gateways:
         """End all now, whatever is under way."""
         for life in self._lives:
             life.process.kill()
+        self._folder.cleanup()
 
     async def restart(self) -> None:
         """Replace each by a new process, one after the other: it takes the place of the old one when it is ready, which drains.
@@ -226,7 +227,7 @@ class Gateways:
             descriptors = [fd for each in sockets for fd in each.values()]
             ready = loop.create_future()
             heard = partial(self._heard, ready)
-            slot = min(set(range(self._slots)) - {life.slot for life in self._lives})
+            slot = self._free_slot()
             process = GatewayProcess(self._arguments, [*descriptors, control.fileno()], heard)
             life = Life(process, slot, path, ready, monotonic())
             self._lives.add(life)
@@ -242,6 +243,13 @@ class Gateways:
             raise
         await self._tell_running(life)
         return life
+
+    def _free_slot(self) -> int:
+        """Raises ModelError."""
+        free = set(range(self._slots)) - {life.slot for life in self._lives}
+        if not free:
+            raise ModelError(f"{len(self._lives)} processes are there already, of which some still drain")
+        return min(free)
 
     async def _let_drain(self, life: Life, drain_s: float) -> None:
         await life.process.send(Drain())

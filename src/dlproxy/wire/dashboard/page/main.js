@@ -110,7 +110,8 @@ function chrome() {
   found("read-only").hidden = server.may_change !== false;
   write(
     found("about"),
-    `dlproxy ${server.version}, up ${span(state.at - server.started_at)}, ${plural(server.connections ?? 0, "connection")}, ` +
+    `dlproxy ${server.version}, ${server.gateways ? `${plural(server.gateways, "gateway")}, ` : ""}` +
+    `up ${span(state.at - server.started_at)}, ${plural(server.connections ?? 0, "connection")}, ` +
       `${bytes(server.memory_bytes)} of memory`,
   );
 }
