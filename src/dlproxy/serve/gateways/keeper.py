@@ -253,7 +253,8 @@ class Gateways:
 
     async def _let_drain(self, life: Life, drain_s: float) -> None:
         await life.process.send(Drain())
-        if not (await asyncio.wait([life.process.ended], timeout=drain_s + KILL_S))[0]:
+        longest_s = drain_s + self.config.node.leave_s + KILL_S
+        if not (await asyncio.wait([life.process.ended], timeout=longest_s))[0]:
             log.warning("gateway process %d does not end, and is killed", life.process.pid)
             life.process.kill()
             await life.process.ended
