@@ -10,7 +10,7 @@ from dlproxy.config import ServerConfig
 from dlproxy.hosts import authority, plain_host
 from dlproxy.instance.remote.address import parse_address
 from dlproxy.lab.load.target import Target
-from dlproxy.serve.server import PortError, _Listeners
+from dlproxy.serve.listeners import Listeners, PortError
 
 HOSTS = {
     "127.0.0.1": "127.0.0.1",
@@ -50,4 +50,4 @@ def test_a_taken_port_is_named_as_an_address(host: str) -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(PortError, match=rf"cannot listen on \[::1\]:{port}: "):
-            _Listeners(ServerConfig(host=host, http_port=port))
+            Listeners(ServerConfig(host=host, http_port=port))

@@ -415,7 +415,7 @@ def front(behind: Behind) -> Iterator[ServerProcess]:
         yield running
 
 
-SENT = {"host", "user-agent", "content-type", "content-length", "inference-header-content-length"}
+SENT = {"host", "user-agent", "content-type", "content-length", "inference-header-content-length", "x-dlproxy-via"}
 FOLLOWING = "POST /v2/models/m/infer HTTP/1.1\r\nhost: h\r\nx-smuggled: 1\r\ncontent-length: 0\r\n\r\n"
 HEADERS = {
     "headers that are none of its business": "cookie: a=b\r\nauthorization: Bearer x\r\nconnection: x\r\nx-forwarded-for: 1",

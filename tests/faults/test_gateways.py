@@ -267,7 +267,7 @@ def test_a_port_that_is_taken_and_a_model_that_is_none_are_said_once(server: Ser
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 async def test_when_the_keeper_ends_its_gateways_finish_what_is_under_way(number: signal.Signals, connect: Connect) -> None:
-    with ServerProcess("m=sleep:base=300ms", "--gateways", "2", "--grpc", "off") as server:
+    with ServerProcess("m=sleep:base=100ms", "--gateways", "2", "--grpc", "off") as server:
         pids = [one["pid"] for one in gateways(server)]
         connections = [await connect(server.http_port) for _ in range(8)]
         for connection in connections:

@@ -300,7 +300,7 @@ async def test_batches_take_turns_on_what_the_package_says_there_is(fakes: Path,
     ("run", "name", "error", "clue"),
     [
         ("bix", "m", ConfigError, "run = 'bix' is not understood; did you mean 'box'?"),
-        ("cloud", "m", ConfigError, "it takes auto, inline, thread, process, box, fake, lever, nailed"),
+        ("cloud", "m", ConfigError, "it takes auto, inline, thread, process, ray, box, fake, lever, nailed"),
         ("fake", "m", ModelError, "'fake' is added by the package fakes, but its fakes:fake is no InstanceKind"),
         ("nailed", "nailed", ModelError, "it is nailed up"),
         ("nailed", "m", ModelError, "model m: run = 'nailed' raised OSError: no crowbar"),
