@@ -35,6 +35,8 @@ class ActorAddress(Struct, frozen=True):
     def authority(self) -> str:
         return authority(self.host, self.port)
 
+    place = authority
+
 
 class RayInstance(ProcessInstance):
     """As a ProcessInstance, in an actor. `on_leaving` is called on the event loop with the reason when its node drains."""
