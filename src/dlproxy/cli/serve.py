@@ -105,6 +105,8 @@ def add_options(serve: Parser) -> None:
 
 
 def _count(text: str) -> int:
+    if text != "auto" and not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number: give one, or auto for one on each core")
     return 0 if text == "auto" else int(text)
 
 

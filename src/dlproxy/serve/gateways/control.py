@@ -183,13 +183,12 @@ class SummedControl:
         return await self._all_gateways(request)
 
     async def _ask(self, request: Request, *, timeout_s: float = 5.0) -> list[Answer]:
-        body = await _body(request) if request.method != "GET" else b""
+        body = await _body(request) if request.method not in ("GET", "HEAD") else b""
         if body is None:
             body = b" " * (MOST_BODY + 1)  # which each gateway refuses in its own words
         accept = request.headers.get("accept", "")
-        return await self._asking.all(
-            request.method, _target(request), who_asks(request), body, accept=accept, timeout_s=timeout_s
-        )
+        method = "GET" if request.method == "HEAD" else request.method
+        return await self._asking.all(method, _target(request), who_asks(request), body, accept=accept, timeout_s=timeout_s)
 
 
 def _joined(found: list[Answer], join: Callable[[list[tuple[int, Any]]], Any]) -> Response:

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
@@ -40,6 +41,10 @@ class Front:
 
     def __init__(self, config: Config, count: int, arguments: Sequence[str]) -> None:
         """Raises ConfigError."""
+        if sys.platform != "linux":
+            raise ConfigError(
+                "gateways: only Linux shares a port's connections out among processes: set gateways = 1", "gateways"
+            )
         self._config = config
         self.gateways = Gateways(config, count, arguments)
         self.host = config.server.host
