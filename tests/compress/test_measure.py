@@ -91,6 +91,7 @@ def test_a_model_of_one_row_at_a_time_is_asked_row_by_row(tmp_path: Path) -> Non
     assert found.outputs["logits"].shape == (70, graphs.CLASSES)
 
 
+@pytest.mark.alone
 def test_rows_that_depend_on_one_another_are_asked_one_by_one(tmp_path: Path) -> None:
     path = graphs.saved(graphs.scaled_together(), tmp_path)
     task = Task(inputs=graphs.dataset(40).inputs, rows=8, race_s=0.1)

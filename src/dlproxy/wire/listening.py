@@ -161,16 +161,19 @@ class Listening:
         await self._take_backlog()
         self.stop_accepting()
         self._next_sweep.cancel()
+        for _ in range(QUIET_TURNS):  # whoever was accepted last is heard of some turns later
+            await asyncio.sleep(0)
         self._sweep_at = self._loop.time()  # what passed before is not the idle connections' grace
         for connection in self.connections:
             connection.begin_grace()
         self._sweep()
-        if self.connections:
-            self._empty.clear()
-            try:
-                await asyncio.wait_for(self._empty.wait(), timeout_s)
-            except TimeoutError:
-                log.warning("closing %d connections that were still busy after %g s", len(self.connections), timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.connections:
+                    self._empty.clear()
+                    await self._empty.wait()
+        except TimeoutError:
+            log.warning("closing %d connections that were still busy after %g s", len(self.connections), timeout_s)
         cut = list(self.connections)
         for connection in cut:
             connection.abort()
