@@ -170,7 +170,7 @@ def test_a_lane_with_a_seeded_bug_is_found(lane: type[Lane]) -> None:
         lane_class = lane
 
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(Machine, settings=quick(200))
+        run_state_machine_as_test(Machine, settings=quick(4000))
 
 
 # By hand
