@@ -485,7 +485,7 @@ BUGS = [
     ),
     Caught(BreaksPromises, "were to be answered by now", seed=1),
     Caught(SleepsOverPromises, "no wake-up for the promise", seed=1),
-    Caught(TakesMore, "taken although the model goes", seed=3),
+    Caught(TakesMore, r"taken although the model goes|^\s*Failing test case", seed=3),  # the last: as FailsAtOnce
     Caught(DrawsItsOwnNumbers, "answered otherwise in a replay|never answered", seed=1),
 ]
 
@@ -497,7 +497,5 @@ def test_a_lane_with_a_seeded_bug_is_found(caught: Caught) -> None:
         always: ClassVar[dict[str, Any]] = caught.always
 
     found_soon = Machine if caught.seed is None else seed(caught.seed)(Machine)
-    with pytest.raises(
-        AssertionError, match=rf"{caught.says}|^\s*Failing test case"
-    ):  # or one of the lane's own, without words
+    with pytest.raises(AssertionError, match=caught.says):
         run_state_machine_as_test(found_soon, settings=quick(caught.examples))

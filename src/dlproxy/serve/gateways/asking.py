@@ -18,7 +18,6 @@ from dlproxy.wire.control.guard import telling
 CONNECT_S = 5.0
 ANSWER_S = 5.0  # of a look; a gateway that is so busy has nothing to add
 MOST_BYTES = 1 << 28
-KEPT = ("content-type", "accept")
 
 
 class Answer(Struct):
