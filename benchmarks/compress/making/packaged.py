@@ -17,8 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from tokenizers import Tokenizer
 
 from benchmarks.compress.making.texts import SUBJECTS, sentences
-from benchmarks.compress.models import FONTS
-from benchmarks.real.catalog import MINILM, OCR_FOLDER, RAPIDOCR
+from benchmarks.real.catalog import FONTS, MINILM, OCR_FOLDER, RAPIDOCR
 from benchmarks.real.making.minilm import minilm
 from benchmarks.real.making.places import Places
 from benchmarks.real.making.texts import MINILM_FOLDER, MINILM_INPUTS

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from math import inf
@@ -36,6 +36,7 @@ from dlproxy.serve.farewell import Farewell
 from dlproxy.serve.listeners import GivenListeners, Listeners, PortError, taken
 from dlproxy.serve.models import Models
 from dlproxy.serve.operations import ServerOperations, ServerRepository
+from dlproxy.telemetry import prometheus
 from dlproxy.telemetry.event_log import LogError
 from dlproxy.telemetry.host import Host
 from dlproxy.wire.audit import Audit
@@ -274,6 +275,10 @@ class Server:
             self._audit,
         )
 
+    def metrics_page(self) -> bytes:
+        """What /metrics shows whoever may see everything, as Prometheus text."""
+        return prometheus.page(prometheus.registry(self.models.catalog, lambda: self.connections, self.operations.states))
+
     def _facts(self) -> dict[str, Any]:
         """Of the process, for the dashboard. `cpu`: cores that it was busy with since it was asked last."""
         (at, busy_s), now, used_s = self._used, monotonic(), process_time()
@@ -442,8 +447,8 @@ class Server:
         if self._tracer is not None:
             await self._tracer.close()
 
-    async def stop(self) -> None:
-        """Take no new connections, answer what is under way (at most drain_s seconds), stop everything."""
+    async def stop(self, drained: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Take no new connections, answer what is under way (at most drain_s seconds), call `drained`, stop everything."""
         catalog, drain_s = self.models.catalog, self._config.server.drain_s
         catalog.drain()
         await self._withdraw()
@@ -454,6 +459,8 @@ class Server:
             self.unix_socket.remove()
         await asyncio.gather(*[door.drain(drain_s) for door in self._doors.values()])
         farewell.over()
+        if drained is not None:
+            await drained()
         if self._certificates is not None:
             self._certificates.close()
         await self._stop_models(1.0)

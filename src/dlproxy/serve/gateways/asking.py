@@ -21,9 +21,10 @@ MOST_BYTES = 1 << 28
 
 
 class Answer(Struct):
-    """Of gateway `number`. `json` raises msgspec.DecodeError for what is none."""
+    """Of gateway `number`, now this `process`. `json` raises msgspec.DecodeError for what is none."""
 
     number: int
+    process: str
     reply: Reply
 
     def json(self) -> Any:
@@ -60,7 +61,7 @@ class Asking:
         lines = [f"{method} {target} HTTP/1.1", "host: localhost", f"{header}: {value}", f"content-length: {len(body)}"]
         lines += [f"accept: {accept}"] if accept else []
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
-        return Answer(number, await self._client(life).fetch([head, body], timeout_s=timeout_s))
+        return Answer(number, life.control, await self._client(life).fetch([head, body], timeout_s=timeout_s))
 
     async def close(self) -> None:
         await asyncio.gather(*(client.close() for client in self._clients.values()))

@@ -19,7 +19,7 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.message import encodable
 from dlproxy.serve.gateways.asking import Answer, Asking
 from dlproxy.serve.gateways.keeper import Gateways
-from dlproxy.serve.gateways.sums import apart, summed, summed_history, summed_page, with_gateways
+from dlproxy.serve.gateways.sums import apart, summed, summed_history, with_gateways
 from dlproxy.wire.control.guard import who_asks
 
 CHANGE_S = 3600.0  # a load may take long, and has a limit of its own
@@ -76,9 +76,9 @@ class SummedControl:
         found = await self._ask(request)
         if (refused := _refused(found)) is not None:
             return refused
-        pages = [bytes(answer.reply.body).decode() for answer in found]
+        pages = {answer.process: bytes(answer.reply.body).decode() for answer in found}
         kind = found[0].reply.headers.get(b"content-type", CONTENT_TYPE_LATEST.encode()).decode()
-        return Response(summed_page(pages), headers={"content-type": kind})
+        return Response(self._gateways.totals.page(pages), headers={"content-type": kind})
 
     async def _health(self, request: Request) -> Response:
         found = await self._ask(request)

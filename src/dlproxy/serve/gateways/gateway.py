@@ -25,6 +25,7 @@ from dlproxy.serve.gateways.messages import (
     Begin,
     Borrow,
     Charged,
+    Counted,
     Drain,
     Failed,
     Follow,
@@ -45,6 +46,7 @@ from dlproxy.telemetry.event_log import LogError
 
 READ_BYTES = 1 << 16
 TELL_S = 0.05  # between two words about what was charged: as often are quotas right over all gateways
+COUNT_S = 5.0  # between two words about what was counted: so much of it is lost with a process that is killed
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +102,11 @@ class Gateway:
             return
         self._quotas = server.models.share_quotas()
         await self._tell(Ready(self._describe(server)))
-        telling = loop.create_task(self._tell_charges())
+        telling = [loop.create_task(self._tell_charges()), loop.create_task(self._tell_counts())]
         await stopped
-        telling.cancel()
-        await server.stop()
+        for task in telling:
+            task.cancel()
+        await server.stop(self._tell_count)
         following.cancel()
         if server.models.hangs:
             logging.shutdown()
@@ -212,6 +215,14 @@ class Gateway:
             charges = self._quotas.charges()
             if charges:
                 await self._tell(Charged(charges))
+
+    async def _tell_counts(self) -> None:
+        while True:
+            await self._tell_count()
+            await asyncio.sleep(COUNT_S)
+
+    async def _tell_count(self) -> None:
+        await self._tell(Counted(self._server.metrics_page().decode()))
 
 
 def _sockets(descriptors: Sockets) -> dict[str, socket.socket]:

@@ -27,6 +27,7 @@ from dlproxy.serve.gateways.messages import (
     Begin,
     Borrow,
     Charged,
+    Counted,
     Drain,
     Failed,
     Follow,
@@ -40,6 +41,7 @@ from dlproxy.serve.gateways.messages import (
     Report,
 )
 from dlproxy.serve.gateways.process import GatewayProcess, ending
+from dlproxy.serve.gateways.totals import Totals
 from dlproxy.serve.gateways.workplace import Workplace
 from dlproxy.serve.listeners import Listeners
 
@@ -51,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 class Life(Struct, eq=False):
-    """One process. `slot`: among those that may hold leases of workers. `control`: the path of its control port's Unix socket.
+    """One process. `slot`: among those that may hold leases of workers. `control`: the path of its control port's Unix socket, of no other.
     `running`: of whom how many requests are under way, where that is limited; `told`: what was charged last, by the same keys.
     """
 
@@ -85,6 +87,7 @@ class Gateways:
         self.places: list[Place] = []
         self.lines: list[str] = []
         """What the first gateway found out about the models."""
+        self.totals = Totals()
         self._count = count
         self._arguments = arguments
         self._lives: set[Life] = set()  # also those that drain
@@ -261,6 +264,7 @@ class Gateways:
 
     def _gone(self, life: Life, ended: object) -> None:
         self._lives.discard(life)
+        self.totals.over(life.control)
         self._errand(self._workplace.gone(life.slot))
         Path(life.control).unlink(missing_ok=True)
         left = [
@@ -308,6 +312,8 @@ class Gateways:
                 answer.set_result(report.problem)
         elif (life := next((life for life in self._lives if life.ready is ready), None)) is None:
             return
+        elif isinstance(report, Counted):
+            self.totals.told(life.control, report.page)
         elif isinstance(report, Borrow):
             self._errand(self._lend(life, report))
         elif isinstance(report, GiveBack):

@@ -71,6 +71,12 @@ class Failed(Struct, tag="failed", array_like=True):
     reason: str
 
 
+class Counted(Struct, tag="counted", array_like=True):
+    """Its metrics now: every few seconds, and once more when everything is answered, before it ends."""
+
+    page: str
+
+
 class Followed(Struct, tag="followed", array_like=True):
     """What was ordered under this number is done. `problem`: what stood against it; empty: nothing."""
 
@@ -109,4 +115,4 @@ class NoLoan(Struct, tag="no_loan", array_like=True):
 
 
 Order = Begin | Adopt | Follow | Reload | Drain | Charged | Loan | NoLoan
-Report = Ready | Failed | Followed | Charged | Borrow | GiveBack
+Report = Ready | Failed | Followed | Counted | Charged | Borrow | GiveBack

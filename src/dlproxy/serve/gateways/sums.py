@@ -1,6 +1,6 @@
 """What several gateways tell of the same, as one: counters added, states joined. Pure.
 
-Called by control.py and feed.py. Not aware of: HTTP, processes, who asks.
+Called by control.py, feed.py and totals.py. Not aware of: HTTP, processes, who asks.
 """
 
 import re
@@ -32,7 +32,7 @@ _NOT_ADDED: Mapping[str, Callable[[float, float], float]] = {
     "process_start_time_seconds": min,
 }
 """Gauges of which the sum says nothing. Everything else is a counter, or an amount."""
-_SAMPLE = re.compile(r"(?P<key>(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?:[^\"}]|\"(?:\\.|[^\"\\])*\")*\})?) (?P<value>\S+)(?P<rest>.*)")
+SAMPLE = re.compile(r"(?P<key>(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?:[^\"}]|\"(?:\\.|[^\"\\])*\")*\})?) (?P<value>\S+)(?P<rest>.*)")
 
 
 def summed_page(pages: Sequence[str]) -> str:
@@ -43,7 +43,7 @@ def summed_page(pages: Sequence[str]) -> str:
     ends = False
     for page in pages:
         for line in page.splitlines():
-            found = _SAMPLE.fullmatch(line)
+            found = SAMPLE.fullmatch(line)
             if found is None:
                 ends = ends or line == "# EOF"
                 if line != "# EOF":
@@ -67,12 +67,12 @@ def _grouped(order: Mapping[str, str | None]) -> list[tuple[str, str | None]]:
             families.setdefault(family, []).append((key, line))
         else:
             name = key.partition("{")[0]
-            own = next((each for each in _names_of(name) if each in families), family)
+            own = next((each for each in names_of(name) if each in families), family)
             families.setdefault(own, []).append((key, line))
     return [entry for entries in families.values() for entry in entries]
 
 
-def _names_of(sample: str) -> list[str]:
+def names_of(sample: str) -> list[str]:
     """Of families that a sample of this name may belong to."""
     endings = ("_bucket", "_count", "_sum", "_total", "_created", "_info")
     return [sample, *(sample.removesuffix(ending) for ending in endings if sample.endswith(ending))]
