@@ -176,8 +176,9 @@ async def test_a_drain_hears_of_who_is_shaking_hands(tls: ssl.SSLContext) -> Non
         sock = await run.connect()
         await until(lambda: len(run.bounds.handshakes) == 1)
         drain = asyncio.ensure_future(run.http.drain(5.0))
-        for _ in range(20):
+        for _ in range(50):
             await asyncio.sleep(0)
+        assert not drain.done()
         reader, writer = await asyncio.open_connection(sock=sock, ssl=trusting(), server_hostname="127.0.0.1")
         writer.write(HELLO)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
