@@ -82,7 +82,7 @@ class Book:
         self.asked[f"{door} {model}"] += 1
         return asked
 
-    def judge(self, asked: Asked, read: Callable[[], tuple[str, str, float]]) -> None:
+    def judge(self, asked: Asked, read: Callable[[], tuple[str, int, float]]) -> None:
         """Of an answer that is no refusal. `read`: its id, version and value."""
         try:
             identity, version, value = read()
@@ -92,12 +92,12 @@ class Book:
         if identity != str(asked.number):
             earlier = identity.isdigit() and int(identity) < asked.number
             self.bad_end(asked, "twice" if earlier else "wrong", f"the answer is of request {identity!r}")
-        elif value != RIGHT[asked.model](asked.given, int(version)):
+        elif value != RIGHT[asked.model](asked.given, version):
             self.bad_end(asked, "wrong", f"{value} for {asked.given}, version {version}")
         else:
             self.right(asked)
             if asked.model == "shop":
-                self.version = int(version)
+                self.version = version
 
     def right(self, asked: Asked) -> None:
         self.answered[f"{asked.door} {asked.model}"] += 1
@@ -192,7 +192,7 @@ class Load:
         elif status != 200:
             self.book.bad_end(asked, "refused", f"{status} {told.get('error')}")
         else:
-            self.book.judge(asked, lambda: (told["id"], told["model_version"], told["outputs"][0]["data"][0]))
+            self.book.judge(asked, lambda: (told["id"], int(told["model_version"]), told["outputs"][0]["data"][0]))
         return headers.get("connection") != "close"
 
     async def _hear_the_end(self, reader: asyncio.StreamReader, port: int) -> None:
@@ -226,7 +226,7 @@ class Load:
                 except grpc.aio.AioRpcError as error:
                     self._rpc_failed(asked, error)
                 else:
-                    self.book.judge(asked, lambda: (answer.id, answer.model_version, _values(answer)[0]))  # noqa: B023
+                    self.book.judge(asked, lambda: (answer.id, int(answer.model_version), _values(answer)[0]))  # noqa: B023
                 await asyncio.sleep(self._pause_s)
 
     async def _streams(self, _number: int) -> None:

@@ -6,7 +6,7 @@ Made by soaking.py. Not aware of: the load, what breaks and when.
 import asyncio
 import ssl
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -90,6 +90,7 @@ class Line:
     def __init__(self, to: int) -> None:
         self._to = to
         self._dead = False
+        self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
         self._cut: set[asyncio.StreamWriter] = set()
 
@@ -102,10 +103,12 @@ class Line:
     def live(self) -> None:
         self._dead = False
 
-    def close(self) -> None:
-        self._server.close()
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
         for task in self._open:
             task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
 
     async def _connected(self, near: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -114,22 +117,16 @@ class Line:
         task.add_done_callback(self._open.discard)
         try:
             far, requests = await asyncio.open_connection("127.0.0.1", self._to)
+            ways = [self._pass_on(near, requests, answers), self._pass_on(far, answers, answers)]
+            try:
+                await first_of(ways)  # when one side has ended it, so has the other
+            finally:
+                requests.transport.abort()
         except OSError:
-            answers.close()
-            return
-        ways = [
-            asyncio.ensure_future(self._pass_on(near, requests, answers)),
-            asyncio.ensure_future(self._pass_on(far, answers, answers)),
-        ]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:  # when one side has ended it, so has the other
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            pass  # so it ends for both
+        finally:
             self._cut.discard(answers)
-            for writer in (requests, answers):
-                writer.transport.abort()
+            answers.transport.abort()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, of: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
@@ -138,6 +135,19 @@ class Line:
             if of not in self._cut:
                 writer.write(data)
                 await writer.drain()
+
+
+async def first_of(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Returns when one has ended; the others are cancelled. Raises what it raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 class Site:
@@ -187,8 +197,8 @@ class Site:
         )
         await self.until(self._serves, "the server serves", READY_S)
 
-    def close(self) -> None:
-        self.line.close()
+    async def close(self) -> None:
+        await self.line.close()
         self.redis.kill()
 
     def channel_credentials(self) -> grpc.ChannelCredentials:

@@ -88,7 +88,7 @@ async def soak(children: Children, folder: Path, outcome: Outcome, stop: asyncio
         outcome.seconds = monotonic() - began
         _close(load.book, outcome, began)
     finally:
-        site.close()
+        await site.close()
     outcome.log = list(_crashes(folder))
 
 

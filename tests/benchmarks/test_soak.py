@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def answers(identity: str, version: str, value: float) -> str:
     """What the book makes of this answer to request 7 of a model that adds its version."""
     book = Book()
     asked = [book.ask("http", "shop") for _ in range(7)][-1]
-    book.judge(asked, lambda: (identity, version, value))
+    book.judge(asked, lambda: (identity, int(version), value))
     return book.bad[0].kind if book.bad else "right"
 
 
@@ -109,6 +110,11 @@ def test_what_a_fault_explains(fault: str, failed: Ending, explained: bool) -> N
     assert outcome.strikes[0].explained == explained
 
 
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "DRAWS", 20)
+
+
 def outcome_of(seconds: float = 3600.0, leak_kb: float = 0.0) -> Outcome:
     """One in which all was well, but for a gateway that may leak."""
     samples = [
@@ -124,6 +130,7 @@ def missed(outcome: Outcome) -> list[str]:
     return [check.result for findings in findings_of(outcome) for check in findings.checks if check.missed]
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_all_was_well() -> None:
     outcome = outcome_of()
     assert missed(outcome) == []
@@ -131,6 +138,7 @@ def test_all_was_well() -> None:
     assert "| worker killed: SIGKILL of a worker process; both are up again | 1 | 500 | 0 | 2.0 s |" in text
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_what_makes_a_soak_fail() -> None:
     assert missed(outcome_of(leak_kb=30_000)) == [
         *(f"memory of {name}, growth an hour: the interval's end" for name in ("the keeper", "a gateway", "a worker process")),
@@ -176,6 +184,7 @@ async def test_a_line_that_was_dead_stays_so_for_who_was_connected() -> None:
     port = server.sockets[0].getsockname()[1]
     line = Line(port)
     await line.listen(0)
+    assert line._server is not None
     way = line._server.sockets[0].getsockname()[1]
     reader, writer = await asyncio.open_connection("127.0.0.1", way)
     writer.write(b"1")
@@ -198,8 +207,12 @@ async def test_a_line_that_was_dead_stays_so_for_who_was_connected() -> None:
     for one in (writer, late, writes):
         one.close()
     await asyncio.wait(hearing)
-    line.close()
+    await line.close()
+    for one in (writer, late, writes):
+        with suppress(OSError):
+            await one.wait_closed()
     server.close()
+    await server.wait_closed()
 
 
 def test_the_cached_model_is_asked_for_the_same_again() -> None:
