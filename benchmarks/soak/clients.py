@@ -35,13 +35,14 @@ _BROKEN = ("recvmsg", "Connection reset", "Socket closed", "failed to connect", 
 
 
 class Asked(Struct, frozen=True):
-    """A request that is under way. `port`: of the client's connection, 0 where nobody tells."""
+    """A request that is under way. `port`: of the client's connection, 0 where nobody tells; that was silent for `idle_s`."""
 
     number: int
     door: str
     model: str
     at: float
     port: int = 0
+    idle_s: float = 0.0
 
     @property
     def given(self) -> float:
@@ -77,8 +78,10 @@ class Book:
         """Of the repository's model, the last that answered."""
         self._numbers = itertools.count(1)
 
-    def ask(self, door: str, model: str, port: int = 0) -> Asked:
-        asked = Asked(next(self._numbers), door, model, monotonic(), port)
+    def ask(self, door: str, model: str, port: int = 0, since: float = 0.0) -> Asked:
+        """`since`: when its connection was last used."""
+        now = monotonic()
+        asked = Asked(next(self._numbers), door, model, now, port, now - since if since else 0.0)
         self.asked[f"{door} {model}"] += 1
         return asked
 
@@ -167,9 +170,10 @@ class Load:
             for model in itertools.cycle(models):
                 if self._stopping or reader.at_eof():
                     break
-                asked = self.book.ask("http" if key == "clients" else "quota", model, port)
+                asked = self.book.ask("http" if key == "clients" else "quota", model, port, since)
                 if not await self._ask(asked, key, reader, writer):
                     break
+                since = monotonic()
                 await asyncio.sleep(pause_s)
             await self._hear_the_end(reader, port)
         finally:
@@ -185,7 +189,7 @@ class Load:
             self.book.bad_end(asked, "late", f"after {LATE_S:.0f} s")
             return False
         except (OSError, EOFError) as error:
-            self.book.bad_end(asked, "cut", _words(error))
+            self.book.bad_end(asked, "cut", f"{_words(error)} (silent for {asked.idle_s:.2f} s before)")
             return False
         if status == 429 and key == "few" and "retry-after" in headers:
             self.book.throttled += 1

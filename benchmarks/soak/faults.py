@@ -293,6 +293,7 @@ def clients_of(pid: int, ports: set[int]) -> set[int]:
 
 UPSTREAM = r"(refused|cut) far .*(503|UNAVAILABLE) .*upstream"
 GONE = r"refused shop .*(404|503|NOT_FOUND|UNAVAILABLE) .*(is not found|is being unloaded|is being loaded)"
+STALE = r"cut .*IncompleteReadError 0 bytes .*\(silent for (0\.[3-9]|[1-9])"  # it was closed as idle: the client was too late
 FAULTS = [
     Fault("worker killed", "SIGKILL of a worker process; both are up again", _worker_killed),
     Fault("Redis killed", f"SIGKILL, and started {AWAY_S:.0f} s later; answers are stored again", _redis_killed),
@@ -300,7 +301,7 @@ FAULTS = [
     Fault("certificate renewed", "another certificate in its file; both gateways show it", _certificate_renewed),
     Fault("new version", "in the repository; it answers, the one before it is removed", _new_version),
     Fault("knobs changed", "eight changes over the control port", _knobs_changed),
-    Fault("gateways restarted", "one after the other, over the control port", _gateways_restarted, gateways=True),
+    Fault("gateways restarted", "one after the other, over the control port", _gateways_restarted, (STALE,), gateways=True),
     Fault("upstream paused", f"SIGSTOP of one of two for {1.5 * AWAY_S:.0f} s", _upstream_paused, (UPSTREAM,)),
     Fault("clients vanish", f"{VANISHING} connections end with a request under way", _clients_vanish),
     Fault("broken version", "in the repository; it is said to have failed, and is removed", _broken_version),

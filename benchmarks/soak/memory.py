@@ -85,8 +85,8 @@ def slope(lives: Sequence[tuple[Sequence[float], Sequence[float]]], *, seed: int
     The interval is a bootstrap's over blocks of a minute of what is left beside the line (Künsch 1989). None: too few points.
     Source: P. K. Sen, Estimates of the regression coefficient based on Kendall's tau, JASA 63 (1968).
     """
-    points = [_thinned(np.asarray(at, float) / 3600.0, np.asarray(value, float)) for at, value in lives]
-    points = [(at, value) for at, value in points if len(at) >= LEAST_POINTS]
+    long = [(np.asarray(at, float) / 3600.0, np.asarray(value, float)) for at, value in lives if len(at) >= LEAST_POINTS]
+    points = [_thinned(at, value) for at, value in long]
     if not points:
         return None
     median = _pooled(points)
@@ -104,7 +104,7 @@ def slope(lives: Sequence[tuple[Sequence[float], Sequence[float]]], *, seed: int
 def _thinned(at: Array, value: Array) -> tuple[Array, Array]:
     """Means of neighbours, so that there are not too many pairs."""
     size = -(-len(at) // MOST_POINTS)
-    count = len(at) // size if size else 0
+    count = len(at) // size
     return at[: count * size].reshape(count, -1).mean(1), value[: count * size].reshape(count, -1).mean(1)
 
 

@@ -122,8 +122,8 @@ class Line:
                 await first_of(ways)  # when one side has ended it, so has the other
             finally:
                 requests.transport.abort()
-        except OSError:
-            pass  # so it ends for both
+        except (OSError, asyncio.CancelledError):
+            pass  # so it ends for both; what made this task does not expect that it is cancelled
         finally:
             self._cut.discard(answers)
             answers.transport.abort()

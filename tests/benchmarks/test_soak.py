@@ -41,7 +41,7 @@ def test_growth_is_found_within_its_interval_whatever_restarts(per_hour: float) 
 
 
 def test_no_slope_of_a_few_points() -> None:
-    assert memory.slope([([0.0, 5.0], [1.0, 2.0])]) is None
+    assert memory.slope([([0.0, 5.0], [1.0, 2.0]), ([], [])]) is None
     assert memory.slope([]) is None
 
 

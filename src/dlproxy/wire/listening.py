@@ -6,6 +6,7 @@ Base of http/server.py and grpc/server.py. Not aware of: parsing, requests.
 import asyncio
 import logging
 import os
+import selectors
 import socket
 import ssl
 import struct
@@ -215,6 +216,16 @@ def address_of(transport: asyncio.BaseTransport) -> str:
     """Empty on a Unix socket."""
     found = transport.get_extra_info("peername")
     return found[0] if isinstance(found, tuple) else ""
+
+
+def has_unread(transport: asyncio.BaseTransport) -> bool:
+    """Whether the system holds something of the client's, or its end, that was not read yet."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock.fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def peer_of(transport: asyncio.BaseTransport) -> Peer:
