@@ -28,6 +28,7 @@ from benchmarks.soak.soaking import CALLS, HTTP, STREAMS, Outcome, soak
 
 PAGE = Path(__file__).with_name("RESULTS.md")
 HOUR_S = 3600.0
+WARM_S = 720.0  # of a process' life: what explains slow requests is kept for ten minutes, and fills for as long
 JUDGED_S = 1500.0  # a shorter soak tells nothing of slopes
 ROLES = {"keeper": "the keeper", "gateway": "a gateway", "worker": "a worker process", "upstream": "an upstream's process"}
 MOST_MB, MOST_SUM_MB = 4.0, 16.0  # an hour, the whole interval
@@ -43,7 +44,8 @@ lasted (and one second later), and is what this fault may do: cut the connection
 kernel had them; refuse, in words that name the upstream or the model that is gone. Everything else must be zero."""
 MEMORY = """\
 Anonymous memory of single processes (what is in no file and no other process'), and the proportional set size (PSS) of all
-together: Theil-Sen's slope over all pairs of looks at the same process, without the first part of its life; in brackets the
+together: Theil-Sen's slope over all pairs of looks at the same process, without the first twelve minutes of its life, in which it fills what it keeps (of requests that were slow, ten minutes); in
+brackets the
 95 % interval of a bootstrap over blocks of a minute. Flat: all of the interval lies below the limit."""
 
 
@@ -158,7 +160,7 @@ def _measure(outcome: Outcome) -> None:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     outcome = Outcome(minute(utc_now()), 60.0 * options.minutes, options.every)
-    outcome.warm_s = min(300.0, outcome.seconds / 6)
+    outcome.warm_s = min(WARM_S, outcome.seconds / 5)
     facts = describe_machine(Cores(None, None))
     machine = f"{facts['cpu']}, {facts['cores']} cores, nothing pinned; Python {facts['python']}"
     print(machine)

@@ -106,9 +106,9 @@ async def _gateways_restarted(site: Site, _book: Book, strike: Strike) -> None:
 
 
 async def _redis_killed(site: Site, _book: Book, strike: Strike) -> None:
-    site.redis.kill()
+    await asyncio.to_thread(site.redis.kill)
     await asyncio.sleep(AWAY_S)
-    site.redis.start()
+    await asyncio.to_thread(site.redis.start)
     await site.until(lambda: _stores_more_than(site, 0), "answers are stored in Redis again")
 
 

@@ -21,7 +21,7 @@ from benchmarks.soak.site import Site
 
 HTTP, CALLS, STREAMS = 12, 4, 2  # clients
 PAUSE_S = 0.06  # of each, after an answer: well below the grace of a server that drains
-LOOKS = 720  # at the processes, in the whole time
+LOOKS, LEAST_PERIOD_S = 720, 2.0  # at the processes, in the whole time
 RECORD = re.compile(r"^\d{4}-\d\d-\d\d .*(?:\n(?!\d{4}-\d\d-\d\d ).*)*", re.MULTILINE)  # of a log, with what is indented below
 CRASHES = ("Traceback", "never retrieved", "CRITICAL")
 
@@ -107,7 +107,7 @@ async def _strike(site: Site, book: Book, outcome: Outcome, began: float) -> Non
 
 
 async def _watch(site: Site, outcome: Outcome, began: float) -> None:
-    period_s = outcome.seconds / LOOKS
+    period_s = max(outcome.seconds / LOOKS, LEAST_PERIOD_S)
     for look in itertools.count():
         await asyncio.sleep(max(0.0, began + look * period_s - monotonic()))
         outcome.samples += await asyncio.to_thread(_look, site, monotonic() - began)
