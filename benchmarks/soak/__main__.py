@@ -44,9 +44,9 @@ lasted (and one second later), and is what this fault may do: cut the connection
 kernel had them; refuse, in words that name the upstream or the model that is gone. Everything else must be zero."""
 MEMORY = """\
 Anonymous memory of single processes (what is in no file and no other process'), and the proportional set size (PSS) of all
-together: Theil-Sen's slope over all pairs of looks at the same process, without the first twelve minutes of its life, in which it fills what it keeps (of requests that were slow, ten minutes); in
-brackets the
-95 % interval of a bootstrap over blocks of a minute. Flat: all of the interval lies below the limit."""
+together: Theil-Sen's slope over all pairs of looks at the same process, without the first twelve minutes of its life, in
+which it fills what it keeps (of requests that were slow, ten minutes); in brackets the 95 % interval of a bootstrap over
+blocks of a minute. Flat: all of the interval lies below the limit."""
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
