@@ -293,7 +293,8 @@ def clients_of(pid: int, ports: set[int]) -> set[int]:
 
 UPSTREAM = r"(refused|cut) far .*(503|UNAVAILABLE) .*(upstream|no live instance)"
 GONE = r"refused shop .*(404|503|NOT_FOUND|UNAVAILABLE) .*(is not found|is being unloaded|is being loaded)"
-STALE = r"cut .*(IncompleteReadError 0 bytes|BrokenPipe|ConnectionReset).*\(silent for (0\.[3-9]|[1-9])"  # it was closed as idle: the client was too late
+# Closed as idle by a gateway that drained: the client was silent for longer than the grace, and too late.
+STALE = r"cut .*(IncompleteReadError 0 bytes|BrokenPipe|ConnectionReset).*\(silent for (0\.[3-9]|[1-9])"
 FAULTS = [
     Fault("worker killed", "SIGKILL of a worker process; both are up again", _worker_killed),
     Fault("Redis killed", f"SIGKILL, and started {AWAY_S:.0f} s later; answers are stored again", _redis_killed),
