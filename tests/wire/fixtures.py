@@ -209,6 +209,7 @@ class FakeTransport(asyncio.Transport):
         self.written = bytearray()
         self.unsent = bytearray()
         self.stuck = False
+        self.sock: socket.socket | None = None
         self.reading_paused = self.closing = self.eof = self.aborted = False
         self._told_to_pause = False
 
@@ -261,7 +262,7 @@ class FakeTransport(asyncio.Transport):
         self.closing = self.aborted = True
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return default
+        return self.sock if name == "socket" else default
 
 
 class Wire:

@@ -171,6 +171,30 @@ async def test_slow_handshakes_by_hundreds_hold_nobody_up(tls: ssl.SSLContext) -
         assert loop.time() - began_at < 12.0, "and each slow one is cut, whether it waited or ran"
 
 
+async def test_a_drain_hears_of_who_is_shaking_hands(tls: ssl.SSLContext) -> None:
+    async with doors(tls) as run:
+        sock = await run.connect()
+        await until(lambda: len(run.bounds.handshakes) == 1)
+        drain = asyncio.ensure_future(run.http.drain(5.0))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not drain.done()
+        reader, writer = await asyncio.open_connection(sock=sock, ssl=trusting(), server_hostname="127.0.0.1")
+        writer.write(HELLO)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        writer.close()
+        assert await drain == 0
+
+
+async def test_a_drain_does_not_wait_for_who_never_shakes_hands(tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlproxy.wire.listening.PATIENCE_S", 0.1)
+    async with doors(tls) as run:
+        await run.connect()
+        await until(lambda: len(run.bounds.handshakes) == 1)
+        async with asyncio.timeout(5.0):
+            assert await run.http.drain(60.0) == 0
+
+
 async def test_a_byte_now_and_then_does_not_prolong_a_handshake(tls: ssl.SSLContext) -> None:
     async with doors(tls, handshake_timeout_s=0.6) as run:
         loop = asyncio.get_running_loop()

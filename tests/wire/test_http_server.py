@@ -3,6 +3,7 @@
 test_http_sockets.py has what needs a real connection.
 """
 
+import socket
 import tracemalloc
 
 import pytest
@@ -429,6 +430,18 @@ def test_an_idle_connection_goes_soon_while_draining() -> None:
     wire.server.draining = True
     assert not wire.age(DRAIN_GRACE_S * 0.9).ended
     assert wire.age(DRAIN_GRACE_S * 0.2).lost
+
+
+def test_an_idle_connection_stays_while_a_request_is_there_that_was_not_read_yet() -> None:
+    wire = Wire(Answers(), SLOW).feed(request("/"))
+    ours, client = socket.socketpair()
+    with ours, client:
+        wire.transport.sock = ours
+        wire.server.draining = True
+        client.send(request("/late"))
+        assert not wire.age(DRAIN_GRACE_S * 2).ended
+        wire.feed(ours.recv(1 << 16))
+        assert [reply.closes for reply in wire.replies] == [False, True]
 
 
 def test_a_refused_client_that_does_not_go_is_cut() -> None:

@@ -6,10 +6,12 @@ Base of http/server.py and grpc/server.py. Not aware of: parsing, requests.
 import asyncio
 import logging
 import os
+import selectors
 import socket
 import ssl
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from email.utils import formatdate
 from functools import partial
 from typing import Protocol
@@ -17,6 +19,7 @@ from typing import Protocol
 from dlproxy.config import HttpLimits
 from dlproxy.wire.audit import Audit
 from dlproxy.wire.bounds import Bounds, Place
+from dlproxy.wire.handshakes import PATIENCE_S
 from dlproxy.wire.terms import Peer
 
 log = logging.getLogger(__name__)
@@ -62,6 +65,7 @@ class Listening:
         self._sockets: dict[socket.socket, asyncio.Server | None] = {}  # asyncio's; with TLS, connections are accepted here
         self._tls: ssl.SSLContext | None = None
         self._coming: dict[asyncio.BaseProtocol, Place] = {}  # whose handshakes are under way
+        self._shaken = asyncio.Event()  # one of them has ended
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -154,6 +158,7 @@ class Listening:
             )
         finally:
             self._coming.pop(protocol, None)
+            self._shaken.set()
 
     async def drain(self, timeout_s: float) -> int:
         """Take no new connections, finish what is under way, close. Returns how many connections had to be cut."""
@@ -169,6 +174,7 @@ class Listening:
         self._sweep()
         try:
             async with asyncio.timeout(timeout_s):
+                await self._end_handshakes()
                 while self.connections:
                     self._empty.clear()
                     await self._empty.wait()
@@ -188,6 +194,14 @@ class Listening:
             await asyncio.sleep(0)
             quiet = quiet + 1 if self.accepted == before else 0
 
+    async def _end_handshakes(self) -> None:
+        """Whoever was accepted may have sent a request behind its half of the handshake; who is silent is not waited for."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                while self._coming:
+                    self._shaken.clear()
+                    await self._shaken.wait()
+
     def _sweep(self) -> None:
         now = self._loop.time()
         elapsed_s, self._sweep_at = now - self._sweep_at, now
@@ -202,6 +216,16 @@ def address_of(transport: asyncio.BaseTransport) -> str:
     """Empty on a Unix socket."""
     found = transport.get_extra_info("peername")
     return found[0] if isinstance(found, tuple) else ""
+
+
+def has_unread(transport: asyncio.BaseTransport) -> bool:
+    """Whether the system holds something of the client's, or its end, that was not read yet."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock.fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def peer_of(transport: asyncio.BaseTransport) -> Peer:

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from dlproxy.message import ANONYMOUS, InferenceError, Principal, Ticket
 from dlproxy.wire.http.exchange import CLOSE, Exchange, ReplyStream, in_http, what_of
-from dlproxy.wire.listening import DRAIN_GRACE_S, address_of, peer_of
+from dlproxy.wire.listening import DRAIN_GRACE_S, address_of, has_unread, peer_of
 
 if TYPE_CHECKING:
     from dlproxy.wire.http.server import HttpServer
@@ -533,6 +533,11 @@ class HttpConnection(asyncio.Protocol):
             if waited_s > limits.body_timeout_s + self._body_bytes / limits.min_body_bytes_per_s:
                 self._refuse(408, f"only {self._body_bytes} bytes of the body arrived within {waited_s:.1f} s")
         elif not self._pipeline and waited_s > (DRAIN_GRACE_S if self.server.draining else limits.idle_timeout_s):
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        """Unless a request has come since the loop last looked, as it may where a turn of the loop takes long."""
+        if not has_unread(self._transport):
             self._close()
 
     def abort(self) -> None:
