@@ -143,6 +143,12 @@ def _text(folder: Path) -> Path:
     return path
 
 
+def _pointer(folder: Path) -> Path:
+    path = folder / "large.onnx"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    return path
+
+
 @pytest.mark.parametrize(
     ("make", "clues"),
     [
@@ -150,6 +156,7 @@ def _text(folder: Path) -> Path:
         pytest.param(lambda folder: folder, ["is a directory", "dlproxy takes"], id="directory"),
         pytest.param(_truncated, ["cut.onnx", "is not a model that ONNX Runtime"], id="truncated"),
         pytest.param(_text, ["notes.onnx", "is not a model that ONNX Runtime"], id="text"),
+        pytest.param(_pointer, ["large.onnx is a pointer of Git LFS", "git lfs pull"], id="pointer"),
         pytest.param(
             lambda folder: models.save(models.without_inputs(), folder / "none.onnx"), ["declares no inputs"], id="no inputs"
         ),

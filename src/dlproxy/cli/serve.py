@@ -199,7 +199,7 @@ def configured(args: argparse.Namespace) -> "Config":
     import msgspec
 
     from dlproxy.config import ConfigError
-    from dlproxy.config.effects import check_gateways, weights_without_effect
+    from dlproxy.config.effects import check_gateways, without_effect
     from dlproxy.config.reading import from_environment, override
 
     if args.uds is not None and args.http_port is not None:
@@ -246,7 +246,7 @@ def configured(args: argparse.Namespace) -> "Config":
         models = {name: [_on_ray(model, args.ray) for model in versions] for name, versions in models.items()}
     config = msgspec.structs.replace(config, server=server, tls=tls, auth=auth, autopilot=autopilot, cache=cache, models=models)
     check_gateways(config)
-    for warning in [*warnings, *weights_without_effect(config)]:
+    for warning in [*warnings, *without_effect(config)]:
         complain(warning)
     return config
 
