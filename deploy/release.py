@@ -177,7 +177,7 @@ def double(path: Path) -> None:
 
 def expect(said: str, part: str) -> None:
     """Raises FailedError."""
-    if part not in said.replace(" ", "") and part not in said:
+    if part not in said and part not in "".join(said.split()):
         raise FailedError(f"expected {part!r}, got:\n{said}")
 
 

@@ -224,7 +224,7 @@ def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str], option: str)
         assert _main("serve", str(models.DIGITS), f"{option}={port}", other) == USER_ERROR
     (line,) = capsys.readouterr().err.splitlines()
     assert f"cannot listen on 127.0.0.1:{port}" in line
-    assert "0 picks a free port" in line
+    assert f"{option} 0 picks a free port" in line
 
 
 def test_one_port_for_both_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
