@@ -55,7 +55,9 @@ class Newcomer:
             raise FailedError("there is no wheel in dist/packages; run: make release")
         self._wheel = wheels[0]
         self._fresh = Fresh(
-            folder, {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_CACHE_DIR": "1", "COLUMNS": str(WIDTH)}, env="env"
+            folder,
+            {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_CACHE_DIR": "1", "PIP_QUIET": "1", "COLUMNS": str(WIDTH)},
+            env="env",
         )
         build_small_resnet(self._fresh.home / "resnet.onnx")
         image = np.random.default_rng(1).random((1, 3, 64, 64), np.float32)
