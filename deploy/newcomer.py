@@ -24,6 +24,7 @@ FIRST_ANSWER_S, TUNED_S = 120.0, 600.0
 USER_ERROR = 2
 REFUSED = ("dlproxy: ", "usage: ")  # a command of which the page shows this is one that is refused
 WIDTH = 150
+LEAST_S = 0.3  # what is quicker is not in the table
 
 
 def main() -> int:
@@ -81,9 +82,10 @@ class Newcomer:
             said = self._typed(command, USER_ERROR if shown.startswith(REFUSED) else 0)
             took, since = time.monotonic() - began, time.monotonic() - self._began
             print(f"{said}# {took:.1f} s; {since:.0f} s since the beginning", flush=True)
-            self._rows.append((command, took, since))
-            if command.startswith("dlproxy infer") and not shown.startswith(REFUSED):
-                self._answers.append(since)
+            if not shown.startswith(REFUSED):
+                self._rows.append((command, took, since))
+                if command.startswith("dlproxy infer"):
+                    self._answers.append(since)
             yield f"$ {command}\n{said}"
 
     def _typed(self, command: str, code: int) -> str:
@@ -100,7 +102,7 @@ class Newcomer:
 
     def table(self) -> str:
         """Of all that took its time."""
-        rows = [f"| `{command}` | {took:.1f} | {since:.0f} |" for command, took, since in self._rows if took >= 0.5]
+        rows = [f"| `{command}` | {took:.1f} | {since:.0f} |" for command, took, since in self._rows if took >= LEAST_S]
         return "\n".join(("| command | seconds | seconds since the beginning |", "|---|---:|---:|", *rows))
 
 
