@@ -165,7 +165,7 @@ def try_out(wheel: Path, version: str, python: str, folder: Path) -> None:
         expect(fresh.run(f"dlproxy infer {url} own 'x=[[1,2,3],[4,5,6]]' --format json"), "[[2.0,4.0,6.0],[8.0,10.0,12.0]]")
     if not (DIST / "sbom.cdx.json").exists():
         fresh.run("python -m pip --disable-pip-version-check -q uninstall --yes pip setuptools")
-        write_sbom(fresh.env)
+        write_sbom(fresh.env, version)
 
 
 def double(path: Path) -> None:
@@ -181,12 +181,13 @@ def expect(said: str, part: str) -> None:
         raise FailedError(f"expected {part!r}, got:\n{said}")
 
 
-def write_sbom(env: Path) -> None:
+def write_sbom(env: Path, version: str) -> None:
     """CycloneDX, of what is installed there. Raises FailedError where a dependency is missing, or a path of ours is in it."""
     path = DIST / "sbom.cdx.json"
     options = ("--pyproject", "pyproject.toml", "--mc-type", "application", "--output-reproducible", "--output-format", "JSON")
     tool("cyclonedx_py", "environment", *options, "--output-file", str(path), str(env))
     bom = json.loads(path.read_bytes())
+    bom["metadata"]["component"] |= {"version": version, "purl": f"pkg:pypi/dlproxy@{version}"}
     for component in (bom["metadata"]["component"], *bom["components"]):
         references = component.get("externalReferences", [])
         component["externalReferences"] = [one for one in references if not one["url"].startswith("file:")]

@@ -354,7 +354,7 @@ def test_the_report_says_what_was_found_and_where_to_ask(tmp_path: Path) -> None
         assert re.search(r"^model copied version 1$", report, re.MULTILINE)
         assert re.search(r"inputs +image FP32 \[N,1,8,8\]", report)
         assert re.search(r"outputs +probabilities FP32 \[N,10\]", report)
-        assert re.search(r"inline on the event loop, 1 thread each, [\d.]+ [mµ]s a row, up to \d+ rows a batch", report)
+        assert re.search(r"inline on the event loop, 1 thread each, [\d.]+ [mµ]s a row, up to \d+ rows? a batch", report)
         assert re.search(r"target +p95=1us, rate>=5; priority 1: p99=1s$", report, re.MULTILINE)
         assert re.search(r"warning +p95=1us cannot be met: one row alone takes .*; the nearest that can is p95=", report)
         assert re.search(r"warning .*a row's answer depends on its neighbours", report)

@@ -330,7 +330,8 @@ def describe(model: "LoadedModel") -> list[str]:
     count = fleet.way.threads
     threads = f", {count} thread{'s' * (count > 1)} each" if count else ""
     single = "unknown time" if calibration.single_s is None else _duration(calibration.single_s)
-    batching = f"up to {model.lane.view().batch_goal} rows a batch" if served.signature.batched else "one request at a time"
+    rows = model.lane.view().batch_goal
+    batching = f"up to {rows} row{'s' * (rows > 1)} a batch" if served.signature.batched else "one request at a time"
     if served.signature.batched and served.signature.pads:
         batching += ", shorter requests are padded to the longest"
     lines = [
