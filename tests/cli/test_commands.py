@@ -143,6 +143,12 @@ def _text(folder: Path) -> Path:
     return path
 
 
+def _pointer(folder: Path) -> Path:
+    path = folder / "large.onnx"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    return path
+
+
 @pytest.mark.parametrize(
     ("make", "clues"),
     [
@@ -150,6 +156,7 @@ def _text(folder: Path) -> Path:
         pytest.param(lambda folder: folder, ["is a directory", "dlproxy takes"], id="directory"),
         pytest.param(_truncated, ["cut.onnx", "is not a model that ONNX Runtime"], id="truncated"),
         pytest.param(_text, ["notes.onnx", "is not a model that ONNX Runtime"], id="text"),
+        pytest.param(_pointer, ["large.onnx is a pointer of Git LFS", "git lfs pull"], id="pointer"),
         pytest.param(
             lambda folder: models.save(models.without_inputs(), folder / "none.onnx"), ["declares no inputs"], id="no inputs"
         ),
@@ -217,7 +224,7 @@ def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str], option: str)
         assert _main("serve", str(models.DIGITS), f"{option}={port}", other) == USER_ERROR
     (line,) = capsys.readouterr().err.splitlines()
     assert f"cannot listen on 127.0.0.1:{port}" in line
-    assert "0 picks a free port" in line
+    assert f"{option} 0 picks a free port" in line
 
 
 def test_one_port_for_both_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,7 +354,7 @@ def test_the_report_says_what_was_found_and_where_to_ask(tmp_path: Path) -> None
         assert re.search(r"^model copied version 1$", report, re.MULTILINE)
         assert re.search(r"inputs +image FP32 \[N,1,8,8\]", report)
         assert re.search(r"outputs +probabilities FP32 \[N,10\]", report)
-        assert re.search(r"inline on the event loop, 1 thread each, [\d.]+ [mµ]s a row, up to \d+ rows a batch", report)
+        assert re.search(r"inline on the event loop, 1 thread each, [\d.]+ [mµ]s a row, up to \d+ rows? a batch", report)
         assert re.search(r"target +p95=1us, rate>=5; priority 1: p99=1s$", report, re.MULTILINE)
         assert re.search(r"warning +p95=1us cannot be met: one row alone takes .*; the nearest that can is p95=", report)
         assert re.search(r"warning .*a row's answer depends on its neighbours", report)

@@ -204,7 +204,10 @@ def test_npy_on_the_standard_output(url: str) -> None:
         (["simple", "a=[[1,2,3,4]]"], "expected 2 inputs but got 1"),
         (["simple", "a=[[1]]", "a=[[2]]"], "input 'a' is given twice"),
         (["digits", "imge=[1]"], "has no input 'imge'; did you mean 'image'?"),
-        (["digits", "[[1,2],[3,4]]"], "unexpected shape for input 'image' for model 'digits'. Expected [-1,1,8,8], got [2,2]"),
+        (
+            ["digits", "[[1,2],[3,4]]"],
+            "dlproxy: unexpected shape for input 'image' for model 'digits'. Expected [-1,1,8,8], got [2,2]",
+        ),
         (["digits", "image=[[1,2"], "image: '[[1,2' is not complete JSON"),
         (["digits", "image=hello"], "input 'image' is FP32; 'hello' is none"),
         (["digits", "image=@nowhere.npy"], "nowhere.npy cannot be read: no such file"),

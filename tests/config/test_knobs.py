@@ -1,5 +1,6 @@
 """The table of knobs: every row is complete, and what is taken from it follows it."""
 
+import re
 from typing import Any, get_args
 
 import msgspec
@@ -16,7 +17,7 @@ from dlproxy.config import (
     TenantConfig,
     check,
 )
-from dlproxy.config.effects import weights_without_effect
+from dlproxy.config.effects import without_effect
 from dlproxy.config.knobs import SECTIONS, Place
 from dlproxy.config.table import Dimension, knobs, live_knobs, option_help, space
 from dlproxy.policy.knobs import LaneKnobs
@@ -206,9 +207,27 @@ def test_what_says_what_is_so_is_fine(settings: dict[str, Any]) -> None:
 def test_shares_need_a_model_that_heeds_them() -> None:
     tenants = {"a": TenantConfig(weight=2.0), "b": TenantConfig(rows_per_s=1.0)}
     plain, fair = ModelConfig(path="m.onnx"), ModelConfig(path="m.onnx", discipline="fair")
-    (warning,) = weights_without_effect(Config(models={"m": [plain]}, tenants=tenants))
+    (warning,) = without_effect(Config(models={"m": [plain]}, tenants=tenants))
     assert warning == "tenants.a: weight = 2 has no effect: it needs a model with discipline = 'fair'"
-    assert weights_without_effect(Config(models={"m": [plain, fair]}, tenants=tenants)) == []
+    assert without_effect(Config(models={"m": [plain, fair]}, tenants=tenants)) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings", "said"),
+    [
+        ("on", {}, True),
+        ("advise", {"slo": "rate>=100"}, True),
+        ("off", {"autopilot": "on"}, True),
+        ("on", {"autopilot": "off"}, False),
+        ("on", {"slo": "p99=20ms"}, False),
+        ("on", {"slo": "max rate"}, False),
+        ("off", {}, False),
+    ],
+)
+def test_an_autopilot_without_an_objective_is_told_of(mode: Any, settings: dict[str, Any], said: bool) -> None:
+    model = ModelConfig(**{"path": "m.onnx", **settings})
+    warnings = without_effect(Config(models={"m": [model]}, autopilot=AutopilotConfig(mode=mode)))
+    assert [bool(re.match("models.m: .* --slo p99=20ms", warning)) for warning in warnings] == [True] * said
 
 
 def test_where_a_model_runs_may_be_known_better() -> None:

@@ -18,7 +18,7 @@ async def test_of_two_servers_that_start_at_once_one_says_that_the_port_is_taken
     (error,) = [result for result in found if result is not None]
     assert isinstance(error, PortError)
     assert (
-        str(error)
-        == f"cannot listen on 127.0.0.1:{port}: Address already in use; is another server running? 0 picks a free port"
+        str(error) == f"cannot listen on 127.0.0.1:{port}: Address already in use; is another server running? "
+        "--http-port 0 picks a free port"
     )
     await servers[found.index(None)].stop()

@@ -121,7 +121,7 @@ def _unknown(client: "Client", model: str) -> str:
 def _told(url: str, words: str) -> str:
     if words.startswith("no connection"):
         return f"cannot reach {url}: {words.partition(': ')[2] or words}; is a server running there?"
-    return words
+    return words.removeprefix("[request id: <id_unknown>] ")  # Triton's words; the request had none
 
 
 def _headers(given: list[str]) -> dict[str, str]:

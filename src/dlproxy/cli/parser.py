@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Any
 
+USAGE_LINES = 4
+
 
 class Parser(argparse.ArgumentParser):
     """Options are spelled out: an abbreviation that works today would mean another option tomorrow."""
@@ -37,6 +39,12 @@ class Parser(argparse.ArgumentParser):
         end = words.index("--") if "--" in words else len(words)
         words[:end] = [f"{word}={self.alone[word]}" if word in self.alone else word for word in words[:end]]
         return super().parse_known_args(words, namespace)
+
+    def format_usage(self) -> str:
+        """Without the options where they would push what is wrong out of sight: `--help` lists them."""
+        usage = super().format_usage()
+        places = " ".join(str(action.metavar) for action in self._get_positional_actions() if action.metavar)
+        return usage if usage.count("\n") <= USAGE_LINES else f"usage: {self.prog} [options] {places}   ({self.prog} --help)\n"
 
     def refuse(self, unexpected: Sequence[str]) -> None:
         """Name the first that is an option, as the others may be its values."""

@@ -199,7 +199,7 @@ def configured(args: argparse.Namespace) -> "Config":
     import msgspec
 
     from dlproxy.config import ConfigError
-    from dlproxy.config.effects import check_gateways, weights_without_effect
+    from dlproxy.config.effects import check_gateways, without_effect
     from dlproxy.config.reading import from_environment, override
 
     if args.uds is not None and args.http_port is not None:
@@ -246,7 +246,7 @@ def configured(args: argparse.Namespace) -> "Config":
         models = {name: [_on_ray(model, args.ray) for model in versions] for name, versions in models.items()}
     config = msgspec.structs.replace(config, server=server, tls=tls, auth=auth, autopilot=autopilot, cache=cache, models=models)
     check_gateways(config)
-    for warning in [*warnings, *weights_without_effect(config)]:
+    for warning in [*warnings, *without_effect(config)]:
         complain(warning)
     return config
 
@@ -330,7 +330,8 @@ def describe(model: "LoadedModel") -> list[str]:
     count = fleet.way.threads
     threads = f", {count} thread{'s' * (count > 1)} each" if count else ""
     single = "unknown time" if calibration.single_s is None else _duration(calibration.single_s)
-    batching = f"up to {model.lane.view().batch_goal} rows a batch" if served.signature.batched else "one request at a time"
+    rows = model.lane.view().batch_goal
+    batching = f"up to {rows} row{'s' * (rows > 1)} a batch" if served.signature.batched else "one request at a time"
     if served.signature.batched and served.signature.pads:
         batching += ", shorter requests are padded to the longest"
     lines = [

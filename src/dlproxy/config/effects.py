@@ -116,11 +116,17 @@ def _check_bounds(model: ModelConfig) -> None:
         raise ConfigError(f"instances = {model.instances}, to start with, must be {bounds}", "instances")
 
 
-def weights_without_effect(config: Config) -> list[str]:
-    """Warnings of tenants' shares that no model heeds."""
+def without_effect(config: Config) -> list[str]:
+    """Warnings of tenants' shares that no model heeds, and of models that are to be tuned for nothing."""
+    aimless = [
+        f'models.{name}: the autopilot has nothing to tune for: set slo = "p99=20ms" or the like, or --slo p99=20ms'
+        for name, model in config.served()
+        if (config.autopilot.mode if model.autopilot == "auto" else model.autopilot) != "off"
+        if model.path != PIPELINE and model.goal.latency_s is None and model.goal.prefers != "rate"
+    ]
     if any(model.discipline == "fair" for _, model in config.served()):
-        return []
-    return [
+        return aimless
+    return aimless + [
         f"tenants.{name}: weight = {tenant.weight:g} has no effect: it needs a model with discipline = 'fair'"
         for name, tenant in config.tenants.items()
         if tenant.weight != TenantConfig().weight

@@ -236,7 +236,7 @@ class Server:
         """Raises PortError, unless it is the port of gRPC that nobody has named."""
         server, port = self._config.server, self.ports.pop(knob, 0)
         listener.close()
-        refused = taken(server.host, port, error)
+        refused = taken(server.host, port, error, knob)
         if knob != "grpc_port" or server.grpc != "auto" or server.grpc_port != GRPC_PORT:
             raise refused from None
         log.warning("gRPC is off: %s", refused)

@@ -38,7 +38,7 @@ def objective(met: float | None) -> dict[str, Any]:
 
 
 def hour(*histories: dict[str, Any], models: dict[str, Any] | None = None, **fields: Any) -> Hour:
-    server = {"version": "0.1.0", "started_at": AT - 9000.0, "cores": 2, "cpu": 0.4, "memory_bytes": 2**27}
+    server = {"version": "1.0.0", "started_at": AT - 9000.0, "cores": 2, "cpu": 0.4, "memory_bytes": 2**27}
     now = {"at": AT, "server": server | fields.pop("server", {}), "models": {"digits/1": model()} if models is None else models}
     now |= {name: fields.pop(name, []) for name in ("events", "upstreams", "tenants")}
     return Hour(where="http://localhost:8002", minutes=60, now=now, histories=histories, **fields)

@@ -54,6 +54,7 @@ _DTYPES = {
 MOST_DEFAULTS = 16  # inputs with a default; where a file has more, its exporter listed the weights among the inputs
 MOST_DEFAULT_BYTES = 64 * 1024
 _ONNX_BFLOAT16 = 16  # TensorProto.DataType of the ONNX specification
+LFS_POINTER = b"version https://git-lfs"  # what a clone holds in place of a large file that was not fetched
 _QUIET = 4  # log severity "fatal": every other problem reaches us as an exception and is reported once
 _loading = Lock()  # of CUDA's libraries, during which standard output is ours
 
@@ -188,6 +189,9 @@ def _check_file(path: Path) -> None:
         raise ModelError(f"model file {path} does not exist")
     if path.is_dir():
         raise ModelError(f"{path} is a directory; dlproxy takes the path of an .onnx file")
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ModelError(f"{path} is a pointer of Git LFS and not the model itself, which git lfs pull fetches")
 
 
 class _Source:
