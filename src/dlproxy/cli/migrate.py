@@ -15,8 +15,8 @@ def add_to(commands: Commands) -> None:
         "migrate",
         help="write a dlproxy.toml from the configuration of another server",
         description="Translate the configuration of Triton, TensorFlow Serving, TorchServe or BentoML into a dlproxy.toml, "
-        "with a comment for each setting: where it went, why it is not needed, or what to do by hand. Nothing is executed. Exit "
-        "code 1: something needs a hand.",
+        "with a comment for each setting: where it went, why it is not needed, or what to do by hand. Nothing is executed. "
+        "Exit code 1: something needs a hand.",
     )
     migrate.add_argument(
         "path",

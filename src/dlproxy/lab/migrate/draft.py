@@ -100,7 +100,8 @@ class Draft:
 
     def path(self, file: str | Path) -> str:
         """As the file has to say it."""
-        return os.path.relpath(file, self.base)
+        inside = Path(os.path.relpath(file, self.base))
+        return str(file) if Path(file).is_absolute() and ".." in inside.parts else str(inside)
 
     @property
     def hands(self) -> int:

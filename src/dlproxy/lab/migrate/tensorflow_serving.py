@@ -38,8 +38,9 @@ def add_tensorflow_serving(draft: Draft, file: Path, batching: Path | None) -> N
         for label, version in model.labels.items():
             todo = f"once it is served: dlproxy models label {model.name} {label} {version}"
             table.hand(f"version_labels: {label}", f"{todo} (or serve models.config as it is)")
-        if any("logging_config" in one for one in rest):
-            table.hand("logging_config", "there is nothing like it here; [server] access_log logs requests without their data")
+    for name in dict.fromkeys(one.rpartition(".")[2] for one in rest):
+        todo = "there is nothing like it here; [server] access_log logs requests without their data"
+        draft.table("server").hand(name, todo)
 
 
 def _add_versions(draft: Draft, table: Table, model: ListedModel) -> None:

@@ -152,7 +152,7 @@ def _add_properties(draft: Draft, file: Path) -> None:
         elif name in _WHY:
             server.unneeded(name, _WHY[name])
         elif name in _TODO:
-            server.hand(name, _TODO[name])
+            (draft.table("tls") if name == "keystore" else server).hand(name, _TODO[name])
         elif name not in (*_EACH, *_MODELS):
             server.hand(name, "it is no setting that is known")
     if "inference_address" not in found:
@@ -181,8 +181,6 @@ def _add_address(draft: Draft, name: str, value: str, where: str) -> None:
     server.set(_ADDRESSES[name], port, name)
     if name == "inference_address":
         server.set("host", address.hostname or "127.0.0.1", name)
-    if address.scheme == "https":
-        draft.table("tls")  # whose files other settings name
 
 
 def _wanted(found: Mapping[str, tuple[int, str]], file: Path, server: Table) -> list[Wanted]:
@@ -256,7 +254,9 @@ def _add_settings(table: Table, settings: Mapping[str, Any], where: str) -> None
         table.set("slo", f"p99={number('clientTimeoutInMills')}ms", "clientTimeoutInMills: here for the answer")
     _add_device(table, settings, where)
     translated = ("batchSize", "maxBatchDelay", "minWorkers", "responseTimeout", "startupTimeout", "jobQueueSize")
-    for name in settings.keys() - {*translated, "clientTimeoutInMills", "deviceType", "deviceIds", "number_of_gpu"}:
+    for name in settings:
+        if name in (*translated, "clientTimeoutInMills", "deviceType", "deviceIds", "number_of_gpu"):
+            continue
         if name in _WHY:
             table.unneeded(name, _WHY[name])
         else:
