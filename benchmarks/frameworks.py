@@ -34,17 +34,17 @@ WIDTHS = ((3, 32), (32, 32), (32, 64), (64, 64), (64, 128))  # channels of each 
 POOLED = (1, 3)
 SPECS = {"inputs": {"x": f"FP32[-1,3,{SIDE},{SIDE}]"}, "outputs": {"output": f"FP32[-1,{CLASSES}]"}}
 ABOUT = f"""\
-One network, five convolutions on images of {SIDE} x {SIDE} with {CLASSES} classes and one set of random weights, exported to each
-format that dlproxy serves. Each is loaded by dlproxy's own runtime in a process of its own, with one thread; the processes take
-turns, so that what else the machine does disturbs them alike. Load: from the call to the first answer, the import of the framework
-included. Memory: what the process holds at the end, beyond what it held before the call. L(n) is the time of a batch of n rows;
-in brackets, by ONNX's of the same round, the median over the rounds and their range."""
+One network, five convolutions on images of {SIDE} x {SIDE} with {CLASSES} classes and one set of random weights, exported to
+each format that dlproxy serves. Each is loaded by dlproxy's own runtime in a process of its own, with one thread; the
+processes take turns, so that what else the machine does disturbs them alike. Load: from the call to the first answer, the
+import of the framework included. Memory: what the process holds at the end, beyond what it held before the call. L(n): the
+time of a batch of n rows; in brackets, by ONNX's of the same round, the median over the rounds and their range."""
 CHOOSING = """\
-- **ONNX, wherever the model can be exported to it.** It needs nothing but what dlproxy brings, loads in the least time and memory,
-  and has the least overhead for a row alone, which is what matters for small models under low load.
-- **An exported program (`.pt2`)** where the export to ONNX fails, or an operator is missing. It is what PyTorch develops further.
+- **ONNX, wherever the model can be exported to it.** It needs nothing but what dlproxy brings, loads in the least time and
+  memory, and has the least overhead for a row alone, which is what matters for small models under low load.
+- **An exported program (`.pt2`)** where the export to ONNX fails, or an operator is missing. PyTorch develops it further.
 - **TorchScript** where it is what you have. PyTorch has deprecated it, and it says neither shapes nor types.
-- **A SavedModel** rather than `.keras`: it loads in less time, and holds custom classes. Both keep TensorFlow's import and memory.
+- **A SavedModel** rather than `.keras`: it holds custom classes. Both keep TensorFlow's import and memory.
 - **A Python class** where code stands around the model, or the framework is none of these. It costs what it calls.
 
 How the columns compare depends on the network: where a row takes many milliseconds, overheads do not matter, and the
