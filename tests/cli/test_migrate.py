@@ -421,8 +421,8 @@ BAD: dict[str, tuple[Files, str, str]] = {
     "models": ({"config.properties": "a=b\nmodels={"}, ".", "config.properties:2: models is not JSON"),
     "no archive": ({"m.mar": b"PK"}, "m.mar", "m.mar is no model archive"),
     "no manifest": ({"m.mar": b"PK\x05\x06" + bytes(18)}, "m.mar", "it has no MAR-INF/MANIFEST.json"),
-    "a way out": ({"m.mar": mar(serializedFile="../../x.onnx", handler="h")}, "m.mar", "'../../x.onnx' lies outside"),
-    "an absolute way": ({"m.mar": mar(serializedFile="/x.onnx", handler="h")}, "m.mar", "'/x.onnx' lies outside"),
+    "a way out": ({"m.mar": mar(serializedFile="../../x.onnx", handler="h")}, "m.mar", "'../../x.onnx' is no file of"),
+    "an absolute way": ({"m.mar": mar(serializedFile="/x.onnx", handler="h")}, "m.mar", "'/x.onnx' is no file of the archive"),
     "a name": ({"m.mar": mar(modelName="a/b", handler="h")}, "m.mar", "'a/b' cannot be a model's name"),
     "tgz": ({"m.tar.gz": b""}, "m.tar.gz", "unpack it first (tar xzf)"),
     "no Python": ({"service.py": "import bentoml\nclass :"}, ".", "service.py:2: it is not Python: "),
@@ -475,7 +475,11 @@ KNOWN = st.sampled_from(
 )
 
 
-@given(own=SETTINGS, known=st.dictionaries(KNOWN, st.integers() | st.text(max_size=9), max_size=3), name=st.text(max_size=12))
+@given(
+    own=SETTINGS,
+    known=st.dictionaries(KNOWN, st.integers(0, 1 << 60) | st.text(max_size=9), max_size=3),
+    name=st.text(max_size=12),
+)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_text_of_a_stranger_becomes_a_knob(own: dict[str, Any], known: dict[str, Any], name: str, tmp_path: Path) -> None:
     """What a file says stands in values and comments, whatever it is; else it is refused in one line."""

@@ -42,6 +42,8 @@ def migrated(place: Path, out: Path, batching: Path | None = None) -> Draft:
         draft.heading.append(f"What needs a hand is marked '{HAND}': {draft.hands}")
     try:
         load(out, draft.text())
+    except UnicodeEncodeError:
+        raise ConfigError(f"{place}: a name in it is in another encoding than UTF-8") from None
     except ConfigError as error:
         raise ConfigError(f"{place}: what came of it is refused, so nothing is written: {error}") from None
     return draft

@@ -88,6 +88,6 @@ def _model(text: str, where: str) -> _Model:
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ConfigError(f"{where}: {str(error)[:200]}") from None
     for name in (model.serialized_file, model.model_file, model.handler, model.config_file, model.requirements_file):
-        if PurePosixPath(name.partition(":")[0]).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ConfigError(f"{where}: {name!r} lies outside of the archive")
+        if name.startswith(("/", "-")) or ".." in PurePosixPath(name).parts:
+            raise ConfigError(f"{where}: {name!r} is no file of the archive")
     return model

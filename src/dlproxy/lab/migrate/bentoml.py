@@ -264,7 +264,11 @@ def _add_batching(table: Table, options: Mapping[str, Any]) -> None:
         elif name == "max_batch_size" and _is_number(value):
             table.set("max_batch", int(value), name)
         elif name == "max_latency_ms" and _is_number(value):
-            table.set("slo", f"p99={value}ms", f"{name}: requests that would be later are refused")
+            table.set(
+                "slo",
+                f"p99={max(value, 0.001):.3f}".rstrip("0").rstrip(".") + "ms",
+                f"{name}: requests that would be later are refused",
+            )
         elif name == "batch_dim" and value in (0, (0, 0)):
             table.unneeded(name, "rows stand on axis 0")
         elif name == "batch_dim":

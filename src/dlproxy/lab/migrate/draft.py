@@ -41,6 +41,9 @@ class Table:
         known = self._knobs.get(knob)
         if known is not None and isinstance(value, int | float) and not isinstance(value, bool):
             low, high = known.low, known.high
+            if known.above and low is not None and value <= low:
+                self.hand(because, f"{knob} must be above {low}")
+                return
             near = max(value, low) if low is not None else value
             near = min(near, high) if high is not None else near
             if near != value:

@@ -17,6 +17,8 @@ MOST_DEPTH = 50  # of tables in tables
 
 def read(file: Path) -> str:
     """A text. Raises ConfigError."""
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"{file} is no file")
     try:
         with file.open("rb") as opened:
             data = opened.read(MOST_BYTES + 1)

@@ -3,6 +3,7 @@
 Called by __init__.py. Not aware of: what lies in a SavedModel.
 """
 
+import shlex
 from pathlib import Path
 
 from dlproxy.config.paths import is_model_name, scheme_of
@@ -36,8 +37,8 @@ def add_tensorflow_serving(draft: Draft, file: Path, batching: Path | None) -> N
         else:
             _add_batching(table, parameters)
         for label, version in model.labels.items():
-            todo = f"once it is served: dlproxy models label {model.name} {label} {version}"
-            table.hand(f"version_labels: {label}", f"{todo} (or serve models.config as it is)")
+            command = shlex.join(["dlproxy", "models", "label", model.name, label, version])
+            table.hand(f"version_labels: {label}", f"once it is served: {command} (or serve models.config as it is)")
     for name in dict.fromkeys(one.rpartition(".")[2] for one in rest):
         todo = "there is nothing like it here; [server] access_log logs requests without their data"
         draft.table("server").hand(name, todo)

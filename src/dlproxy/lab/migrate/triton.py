@@ -15,6 +15,7 @@ from dlproxy.fleet.repository.model_folder import TRITON, WARMUP, said, versions
 from dlproxy.fleet.repository.tree import LocalTree
 from dlproxy.fleet.repository.triton_config import (
     FILES,
+    DynamicBatching,
     TritonConfig,
     is_ensemble,
     label_file,
@@ -75,7 +76,6 @@ _WHY = {  # the same: why nothing is to be done
     "instance_group.rate_limiter": "[server] arbiter shares the cores out",
     "instance_group": "a pipeline's models have their own",
     "dynamic_batching.preserve_ordering": "each connection gets its answers in order",
-    "dynamic_batching.default_queue_policy.allow_timeout_override": "a client's own timeout is heeded anyway",
     "metric_tags": "Prometheus adds labels as it scrapes",
     "model_metrics": "metrics are histograms here: docs/guides/operations.md",
     "response_cache": "answers depend on the requests before",
@@ -167,7 +167,12 @@ def _add_steps(draft: Draft, name: str, model: ModelConfig) -> None:
 
 def _add_files(draft: Draft, table: Table, config: TritonConfig, folder: Path) -> None:
     """Names of classes, and inputs to warm up with."""
-    if name := label_file(config):
+    try:
+        name = label_file(config)
+    except ConfigError as error:
+        table.hand("label_filename", str(error))
+        name = ""
+    if name:
         table.set("class_names", draft.path(folder / name), "label_filename")
         if not (folder / name).is_file():
             table.hand("label_filename", f"{folder / name} is not there")
@@ -187,7 +192,7 @@ def _note(table: Table, what: str) -> None:
         if name.startswith(begin):
             table.hand(name, todo)
             return
-    why = next((why for begin, why in _WHY.items() if name.startswith(begin)), "")
+    why = next((why for begin, why in _WHY.items() if f"{name}.".startswith(f"{begin}.")), "")
     if why or reason:
         table.unneeded(name, why or reason.removesuffix(")"))
     else:
@@ -210,4 +215,6 @@ def _rest(config: TritonConfig) -> Iterator[tuple[str, str]]:
         "default_model_filename": "it is the end of the path",
     }
     default = TritonConfig()
+    if (config.dynamic_batching or DynamicBatching()).default_queue_policy.allow_timeout_override:
+        yield "allow_timeout_override", "a client's own timeout is heeded anyway"
     yield from ((field, why) for field, why in reasons.items() if getattr(config, field) != getattr(default, field))
