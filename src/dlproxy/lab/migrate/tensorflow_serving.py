@@ -64,9 +64,9 @@ def _add_versions(draft: Draft, table: Table, model: ListedModel) -> None:
             place.hand(_WARMUP, "save its inputs as an .npz file, an array for each input, and name it: samples = 'warmup.npz'")
     if not chosen:
         number = next(iter(policy.specific), "1")
-        path = f"{model.base_path.rstrip('/')}/{number}"
-        table.set("path", path if scheme_of(path) else draft.path(path), "base_path")
-        if scheme_of(path):
+        wanted = f"{model.base_path.rstrip('/')}/{number}"
+        table.set("path", wanted if scheme_of(wanted) else draft.path(wanted), "base_path")
+        if scheme_of(wanted):
             todo = "copy the version's folder here, or serve the store: [server] repository = models.config, or the URL"
         else:
             todo = f"there is no version {number} in {folder}, as seen from here; write the folder of the version to serve"
