@@ -23,6 +23,7 @@ from dlproxy.cli import (
     keys,
     learn,
     log_levels,
+    migrate,
     models,
     monitor,
     place,
@@ -58,6 +59,7 @@ def whole_parser() -> Parser:
     for command in (
         serve,
         init,
+        migrate,
         check,
         models,
         infer,

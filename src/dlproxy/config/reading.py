@@ -38,9 +38,12 @@ _NUMBERS = {int: "a whole number", float: "a number", bool: "true or false", lis
 Section = TypeVar("Section", bound=Struct)
 
 
-def load(path: Path) -> Config:
-    """Read a TOML file. Raises ConfigError naming the line and, for an unknown key, the nearest known one."""
-    text, data = _read(path)
+def load(path: Path, text: str | None = None) -> Config:
+    """Read a TOML file. Raises ConfigError naming the line and, for an unknown key, the nearest known one.
+
+    `text`: what it holds, if it is not written yet.
+    """
+    text, data = _read(path, text)
     file = _File(path, text)
     for key in data:
         if key not in SECTIONS:
@@ -99,9 +102,9 @@ def _autopilot(path: Path, section: AutopilotConfig) -> AutopilotConfig:
     return _beside(path, section, *networks, "record")
 
 
-def _read(path: Path) -> tuple[str, dict[str, Any]]:
+def _read(path: Path, text: str | None = None) -> tuple[str, dict[str, Any]]:
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8") if text is None else text
         return text, tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None

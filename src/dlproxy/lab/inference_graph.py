@@ -13,6 +13,7 @@ from msgspec import Struct
 from dlproxy.config import ConfigError, ModelConfig, check
 from dlproxy.config.pipelines import PIPELINE, StepConfig, step_name
 from dlproxy.lab.gjson import case_of
+from dlproxy.lab.toml_text import key_text, value_text
 
 ROOT = "root"
 Specs: TypeAlias = Mapping[str, str]  # by name, as "FP32[-1,4]"
@@ -289,23 +290,10 @@ def toml_of(tables: Tables) -> Iterator[str]:
     yield from (f"# {note}" for note in tables.notes)
     for name, config in tables.pipelines.items():
         yield ""
-        yield f"[pipelines.{_key(name)}]"
-        yield f"inputs = {_value(config.inputs)}"
-        yield f"outputs = {_value(config.outputs)}"
+        yield f"[pipelines.{key_text(name)}]"
+        yield f"inputs = {value_text(config.inputs)}"
+        yield f"outputs = {value_text(config.outputs)}"
         for step, made_of in config.steps.items():
             yield ""
-            yield f"[pipelines.{_key(name)}.steps.{step}]"
-            yield from (f"{key} = {_value(value)}" for key, value in msgspec.to_builtins(made_of).items())
-
-
-def _key(name: str) -> str:
-    bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-    return name if bare else msgspec.json.encode(name).decode()
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key(key)} = {_value(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    return msgspec.json.encode(value).decode()
+            yield f"[pipelines.{key_text(name)}.steps.{step}]"
+            yield from (f"{key} = {value_text(value)}" for key, value in msgspec.to_builtins(made_of).items())

@@ -1,16 +1,35 @@
-"""TensorFlow Serving's list of models, `tensorflow.serving.ModelServerConfig`: all of it, as of 2.21.
+"""TensorFlow Serving's list of models, `tensorflow.serving.ModelServerConfig`, as of 2.21, and its `BatchingParameters`.
 
 Called by fleet/repository/tfs_config.py. Names, types and numbers: tensorflow_serving/config/model_server_config.proto and
-what it imports, of tensorflow/serving.
+what it imports, and servables/tensorflow/session_bundle_config.proto, of tensorflow/serving.
 """
 
-from dlproxy.protos.describe import BYTES, DOUBLE, INT32, INT64, STRING, UINT32, Values, by_name, choice, many, messages, one
+from dlproxy.protos.describe import (
+    BOOL,
+    BYTES,
+    DOUBLE,
+    INT32,
+    INT64,
+    STRING,
+    UINT32,
+    Values,
+    by_name,
+    choice,
+    many,
+    messages,
+    one,
+)
 
 _POLICY = "tensorflow.serving.ServableVersionPolicy"
 
-models_config = messages(
+_MESSAGES = messages(
     {
-        "google.protobuf": {"Any": {"type_url": one(1, STRING), "value": one(2, BYTES)}},
+        "google.protobuf": {
+            "Any": {"type_url": one(1, STRING), "value": one(2, BYTES)},
+            "Int64Value": {"value": one(1, INT64)},
+            "StringValue": {"value": one(1, STRING)},
+            "BoolValue": {"value": one(1, BOOL)},
+        },
         "tensorflow.serving": {
             "ModelServerConfig": choice(
                 "config",
@@ -49,6 +68,18 @@ models_config = messages(
                 "per_task_sampling_configs": many(3, "tensorflow.serving.PerTaskSamplingConfig"),
             },
             "PerTaskSamplingConfig": {"dc": one(1, STRING), "sampling_rate": one(3, DOUBLE), "task_index": one(2, INT32)},
+            "BatchingParameters": {
+                "max_batch_size": one(1, "google.protobuf.Int64Value"),
+                "batch_timeout_micros": one(2, "google.protobuf.Int64Value"),
+                "max_enqueued_batches": one(3, "google.protobuf.Int64Value"),
+                "num_batch_threads": one(4, "google.protobuf.Int64Value"),
+                "thread_pool_name": one(5, "google.protobuf.StringValue"),
+                "allowed_batch_sizes": many(6, INT64),
+                "pad_variable_length_inputs": one(7, BOOL),
+                "enable_large_batch_splitting": one(8, "google.protobuf.BoolValue"),  # no wire: the text format has names alone
+                "max_execution_batch_size": one(9, "google.protobuf.Int64Value"),
+            },
         },
     }
-).ModelServerConfig
+)
+models_config, batching_parameters = _MESSAGES.ModelServerConfig, _MESSAGES.BatchingParameters

@@ -213,8 +213,15 @@ def translated(config: TritonConfig, folder: Path, version_folder: Path) -> tupl
 
     `folder`: the model's, `version_folder`: the version's in it. Raises ConfigError for a model that cannot be served.
     """
-    ignored = [name for name in config.others if name not in _WITHOUT_EFFECT]
-    ignored += _ignored_tensors(config)
+    model, ignored = translation(config, folder, version_folder)
+    ignored = [what for what in ignored if what not in _WITHOUT_EFFECT]
+    warnings = [f"its Triton configuration sets what has no effect here: {', '.join(ignored)}"] if ignored else []
+    return model, config.version_policy.policy() or VersionPolicy(), warnings
+
+
+def translation(config: TritonConfig, folder: Path, version_folder: Path) -> tuple[ModelConfig, list[str]]:
+    """The same, and each setting that has no effect, with a reason in brackets where there is one. Raises ConfigError."""
+    ignored = [*config.others, *_ignored_tensors(config)]
     knobs = _ensemble(config, ignored) if is_ensemble(config) else _single(config, version_folder, ignored)
     if config.response_cache.enable and config.sequence_batching is None:
         knobs["cache"] = "on"
@@ -222,8 +229,7 @@ def translated(config: TritonConfig, folder: Path, version_folder: Path) -> tupl
         ignored.append("response_cache (answers depend on the requests before)")
     if config.name not in ("", folder.name):
         ignored.append(f"the name {config.name} (its folder is named {folder.name})")
-    warnings = [f"its Triton configuration sets what has no effect here: {', '.join(ignored)}"] if ignored else []
-    return ModelConfig(**knobs), config.version_policy.policy() or VersionPolicy(), warnings
+    return ModelConfig(**knobs), ignored
 
 
 def is_ensemble(config: TritonConfig) -> bool:
