@@ -32,7 +32,7 @@ def test_a_cluster(tmp_path: Path) -> None:
 
 def test_the_example_of_the_guide(tmp_path: Path) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "guides" / "placement.md").read_text("utf-8")
-    example = next(block for block in guide.split("```") if block.startswith("\n[place]"))
+    example = guide.partition("```toml\n")[2].partition("```")[0]
     cluster = load_cluster(_written(tmp_path, example))
     assert (list(cluster.nodes), list(cluster.models)) == (["a", "b"], ["digits", "ocr"])
 
