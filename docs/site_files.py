@@ -14,7 +14,14 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("*.md", "docs/**/*.md", "benchmarks/*.md", "benchmarks/*/*.md", "examples/*/README.md", "src/dlproxy/lab/digits/README.md")
+PAGES = (
+    "*.md",
+    "docs/**/*.md",
+    "benchmarks/*.md",
+    "benchmarks/*/*.md",
+    "examples/*/README.md",
+    "src/dlproxy/lab/digits/README.md",
+)
 SHOWN = {".svg", ".png"}
 """Other files are there as text, which a browser shows instead of saving it."""
 FETCHED = re.compile(r"""<(?:script|img|link|iframe)[^>]*\s(?:src|href)=["']?(?:https?:)?//[^>]*""")

@@ -1,0 +1,145 @@
+"""Every fenced block of the documentation: programs run, settings are read, JSON is JSON, and commands are understood.
+
+What runs commands is in test_commands.py.
+"""
+
+import importlib.util
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from dlproxy.cli import whole_parser
+from dlproxy.config import load, paths
+from dlproxy.config.cluster import load_cluster
+from dlproxy.lab.learn.experiment import read
+from tests.clients.server import ServerProcess
+from tests.docs import given
+from tests.docs.given import ELSEWHERE
+from tests.docs.pages import PAGES, ROOT, SHELL, Block, blocks, commands, with_blocks, words
+
+LANGUAGES = {*SHELL, "python", "toml", "json", "text", "ini", "promql"}
+EXTRAS = {"docs/learning.md": "gymnasium", "docs/guides/models.md": "torch"}
+OTHERS = {".", "./generate.sh", "cd", "docker", "grpc-health-probe", "grpcurl", "helm"}
+"""Programs of which nothing is known here."""
+PATIENT = {"p99=20ms": "p99=20s", "timeout_s=0.1": "timeout_s=60", "client_timeout=0.5": "client_timeout=60"}
+"""A busy machine may take longer than a page promises."""
+PRINTED = {
+    "docs/guides/client.md": r"\[\d \d\]\nFailureKind\.LATE .*\n",
+    "docs/guides/python-api.md": r"\[\d(, \d)*\]\nFailureKind\.LATE .*\n",
+}
+"""What a page's programs print, where the page does not show it."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_names_its_language(page: str) -> None:
+    known = LANGUAGES | {"py"} if page == "docs/reference/api.md" else LANGUAGES  # signatures, which cannot run
+    assert [block.where for block in blocks(page) if block.language not in known] == []
+
+
+# Settings
+
+
+@pytest.mark.parametrize("page", with_blocks("toml"))
+def test_settings_are_read(page: str, tmp_path: Path) -> None:
+    for block in blocks(page, "toml"):
+        file = tmp_path / f"line-{block.line}.toml"
+        file.write_text(block.code, "utf-8")
+        if "[project." in block.code:
+            groups = set(tomllib.loads(block.code)["project"]["entry-points"])
+            assert groups == {paths.RUNTIMES, paths.DEVICE_KINDS, paths.INSTANCE_KINDS}
+        elif block.code.startswith("kind"):
+            read(file)
+        elif "[place]" in block.code:
+            load_cluster(file)
+        else:
+            load(file)
+
+
+@pytest.mark.parametrize("page", with_blocks("json"))
+def test_json_is_json(page: str) -> None:
+    for block in blocks(page, "json"):
+        json.loads(block.code)
+
+
+# Commands
+
+
+@pytest.mark.parametrize("page", with_blocks(*SHELL))
+def test_commands_are_understood(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = []
+    for block in blocks(page, *SHELL):
+        for command in commands(block):
+            try:
+                wrong += [f"{block.where}: {command}\n{fault}" for program in words(command) for fault in _faults(program)]
+            except SystemExit:
+                wrong.append(f"{block.where}: {command}\n{capsys.readouterr().err}")
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def _faults(program: list[str]) -> Iterator[str]:
+    """SystemExit: dlproxy refuses the arguments, and stderr says why."""
+    name, *arguments = program
+    if name == "dlproxy":
+        whole_parser().parse(arguments)
+    elif name == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+        yield from (f"make has no target {word}" for word in arguments if "=" not in word and word not in targets)
+    elif name == "pip":
+        told = (ROOT / "pyproject.toml").read_text("utf-8")
+        extras = {extra for word in arguments for extra in re.findall(r"dlproxy\[(.*)\]", word)}
+        yield from (f"there is no extra {extra}" for extra in extras if f"\n{extra} = [" not in told)
+    elif name == "python" and arguments[0] == "-c":
+        compile(arguments[1], shlex.join(program), "exec")
+    elif name == "python":
+        found = importlib.util.find_spec(arguments[1]) if arguments[0] == "-m" else (ROOT / arguments[0]).is_file()
+        yield from [] if found else [f"there is no {arguments}"]
+    elif name == "curl":
+        for body in (value for option, value in pairwise(arguments) if option == "-d"):
+            json.loads(body)
+    elif name not in OTHERS:
+        yield f"nobody knows the program {name}"
+
+
+# Programs
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("served")
+    given.files(folder, "README.md")
+    (folder / "dlproxy.toml").write_text(given.SERVED, "utf-8")
+    with ServerProcess("--config", folder / "dlproxy.toml") as process:
+        yield process
+
+
+def _marked(page: str) -> object:
+    return pytest.param(page, marks=pytest.mark.extras) if page in EXTRAS else page
+
+
+@pytest.mark.parametrize("page", [_marked(page) for page in with_blocks("python")])
+def test_programs_run(page: str, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the page, each with what those before it have made; what a page shows below one is what it prints."""
+    given.files(tmp_path, page)
+    monkeypatch.chdir(tmp_path)
+    replaced = {"127.0.0.1:8000": server.address, "127.0.0.1:8001": server.grpc_address, **PATIENT}
+    names = given.names(page, tmp_path)
+    printed = ""
+    for block, after in pairwise([*blocks(page), Block(page, 0, "", "")]):
+        if block.language != "python":
+            continue
+        code = re.sub("|".join(map(re.escape, replaced)), lambda found: replaced[found[0]], block.code)
+        program = compile("\n" * block.line + code, page, "exec")
+        if page not in ELSEWHERE:
+            with redirect_stdout(StringIO()) as out:
+                exec(program, names)
+            printed += out.getvalue()
+            assert after.language != "text" or out.getvalue() == after.code, after.where
+    assert page not in PRINTED or re.fullmatch(PRINTED[page], printed)
