@@ -111,7 +111,7 @@ state = { state = "stateN" }
 def names(page: str, folder: Path) -> dict[str, Any]:
     """What a page's programs have from their reader."""
     own: dict[str, dict[str, Any]] = {
-        "docs/guides/client.md": {"key": "a key"},
+        "docs/guides/client.md": {"key": "dlp_key"},
         "docs/guides/ensembles.md": {"small_probabilities": SHARES, "large_probabilities": SHARES, "labels": LABELS},
         "docs/guides/sequences.md": {"chunks": [np.zeros((1, 512), np.float32)] * 3},
     }

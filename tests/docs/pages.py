@@ -84,3 +84,9 @@ def words(command: str) -> list[list[str]]:
         elif programs[-1] or not (token == "nice" or re.fullmatch(r"[A-Z_]+=\S*", token)):
             programs[-1].append(token)
     return [program for program in programs if program]
+
+
+def spans(page: str) -> list[str]:
+    """What stands between single backquotes, outside of blocks."""
+    text = re.sub(r"^ *```.*?^ *```$", "", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]

@@ -3,6 +3,7 @@
 What runs commands is in test_commands.py.
 """
 
+import argparse
 import importlib.util
 import json
 import re
@@ -23,7 +24,7 @@ from dlproxy.lab.learn.experiment import read
 from tests.clients.server import ServerProcess
 from tests.docs import given
 from tests.docs.given import ELSEWHERE
-from tests.docs.pages import PAGES, ROOT, SHELL, Block, blocks, commands, with_blocks, words
+from tests.docs.pages import PAGES, ROOT, SHELL, Block, blocks, commands, spans, with_blocks, words
 
 LANGUAGES = {*SHELL, "python", "toml", "json", "text", "ini", "promql"}
 EXTRAS = {"docs/learning.md": "gymnasium", "docs/guides/models.md": "torch"}
@@ -106,6 +107,39 @@ def _faults(program: list[str]) -> Iterator[str]:
             json.loads(body)
     elif name not in OTHERS:
         yield f"nobody knows the program {name}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_sentences_exist(page: str) -> None:
+    said = [span for span in spans(page) if span.startswith("dlproxy ")]
+    assert {span: unknown for span in said if (unknown := _unknown(span))} == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "unknown"),
+    [
+        ("dlproxy models lod m", ["lod"]),
+        ("dlproxy serve m.onnx --slow=p99=1ms", ["--slow"]),
+        ("dlproxy models load NAME …", []),
+    ],
+)
+def test_a_mistake_in_a_sentence_is_found(said: str, unknown: list[str]) -> None:
+    assert _unknown(said) == unknown
+
+
+def _unknown(said: str) -> list[str]:
+    """Names of commands and options that do not exist; in a sentence the rest may be left out, or be dots."""
+    parser: argparse.ArgumentParser = whole_parser()
+    found = []
+    for word in re.split(r"[ =|]", said.removeprefix("dlproxy ")):
+        choices = next((each.choices for each in parser._actions if isinstance(each, argparse._SubParsersAction)), {})
+        if word in choices:
+            parser = choices[word]
+        elif re.match("--?[a-z]", word):
+            found += [word] * (word not in parser._option_string_actions)
+        elif choices and re.match("[a-z]", word):
+            found.append(word)
+    return found
 
 
 # Programs
