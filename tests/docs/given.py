@@ -29,6 +29,14 @@ def double() -> models.Model:
     return models.model([helper.make_node("Add", ["x", "x"], ["y"])], [x], [y])
 
 
+def half_plus_two() -> models.Model:
+    """TensorFlow Serving's own example."""
+    nodes = [helper.make_node("Mul", ["x", "half"], ["halved"]), helper.make_node("Add", ["halved", "two"], ["y"])]
+    x, y = (models.value(name, DType.FP32, ("N",)) for name in "xy")
+    numbers = [models.constant("half", np.float32(0.5)), models.constant("two", np.float32(2))]
+    return models.model(nodes, [x], [y], numbers)
+
+
 def voice() -> models.Model:
     """With the inputs and outputs of Silero's detector: the mean of a chunk."""
     nodes = [
@@ -78,6 +86,11 @@ def files(folder: Path, page: str) -> None:
     np.savez(folder / "held-out.npz", x=graphs.dataset(2000).inputs["x"], label=graphs.dataset(2000).labels)
     np.savez(folder / "training.npz", x=NUMBERS, label=LABELS)
     np.savez(folder / "validation.npz", x=NUMBERS, small=SHARES, large=SHARES, labels=LABELS)
+    (folder / "half_plus_two" / "1").mkdir(parents=True)
+    models.save(half_plus_two(), folder / "half_plus_two" / "1" / "model.onnx")
+    served = f'name: "half_plus_two" base_path: "{folder / "half_plus_two"}" model_platform: "tensorflow"'
+    (folder / "models.config").write_text(f"model_config_list {{ config {{ {served} }} }}", "utf-8")
+    models.save(models.slow(layers=12), folder / "resnet50.onnx")
     authority = Authority(folder, "ca")
     authority.own()
     shutil.copy(authority.issue("shop"), folder / "shop.key")

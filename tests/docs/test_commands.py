@@ -4,6 +4,7 @@ There, in a network namespace of its own, each stands as a reader types it, port
 settings are what --config names. Not aware of: what commands print.
 """
 
+import json
 import os
 import re
 import signal
@@ -89,6 +90,8 @@ class Reader:
         self._page, self._folder = page, folder
         self._environment = environment() | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
         self._names = given.names(page, folder)
+        self._answer = ""
+        """Of the last block's last command, if that was curl: what a page may show next."""
         self._server: subprocess.Popen[str] | None = None
 
     def take(self, block: Block) -> None:
@@ -99,8 +102,12 @@ class Reader:
         elif block.language == "python" and WHOLE and block.page not in ELSEWHERE:
             exec(compile("\n" * block.line + block.code, block.page, "exec"), self._names)
         elif block.language in SHELL:
+            self._answer = ""
             for command in filter(_runs, commands(block)):
                 self.type(command, block.where)
+        elif block.language == "json" and self._answer:
+            assert json.loads(self._answer) == json.loads(block.code), block.where
+            self._answer = ""
 
     def type(self, command: str, where: str) -> None:
         """Run it to its end, or a server until the next one or the end of the page."""
@@ -117,6 +124,7 @@ class Reader:
             timeout=LONGEST_S,
         )
         assert done.returncode == 0, f"{where}: {command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        self._answer = done.stdout if command.startswith("curl") else ""
 
     def _started(self, command: str, where: str) -> "subprocess.Popen[str]":
         errors = self._folder / "errors.txt"
