@@ -87,7 +87,7 @@ class Reader:
     """Does what a page says, from above to below, with the server of the page or, before it starts one, with a given one."""
 
     def __init__(self, page: str, folder: Path) -> None:
-        self._page, self._folder = page, folder
+        self._folder = folder
         self._environment = environment() | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
         self._names = given.names(page, folder)
         self._answer = ""
