@@ -57,7 +57,7 @@ def files(folder: Path, page: str) -> None:
     """All that a page's commands and programs may name; `src` and `examples` are those of the repository."""
     if "events/" in (ROOT / page).read_text("utf-8"):
         (folder / "events").mkdir()
-        log, _ = asyncio.run(recorded(folder / "events"))
+        log, _ = asyncio.run(recorded(folder / "events", most_rows=3))
         for name in ("digits", "resnet"):
             shutil.copy(log, log.with_name(f"{name}-1.dlog"))
     for name in ("src", "examples"):

@@ -26,6 +26,7 @@ from tests.docs import given
 from tests.docs.given import ELSEWHERE
 from tests.docs.pages import PAGES, ROOT, SHELL, Block, blocks, commands, spans, with_blocks, words
 
+PARSER = whole_parser()
 LANGUAGES = {*SHELL, "python", "toml", "json", "text", "ini", "promql"}
 EXTRAS = {"docs/learning.md": "gymnasium", "docs/guides/models.md": "torch"}
 OTHERS = {".", "./generate.sh", "cd", "docker", "grpc-health-probe", "grpcurl", "helm"}
@@ -89,7 +90,7 @@ def _faults(program: list[str]) -> Iterator[str]:
     """SystemExit: dlproxy refuses the arguments, and stderr says why."""
     name, *arguments = program
     if name == "dlproxy":
-        whole_parser().parse(arguments)
+        PARSER.parse(arguments)
     elif name == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         yield from (f"make has no target {word}" for word in arguments if "=" not in word and word not in targets)
@@ -129,7 +130,7 @@ def test_a_mistake_in_a_sentence_is_found(said: str, unknown: str) -> None:
 
 def _unknown(said: str) -> Iterator[str]:
     """Names of commands and options that do not exist; in a sentence the rest may be left out, or be dots."""
-    parser: argparse.ArgumentParser = whole_parser()
+    parser: argparse.ArgumentParser = PARSER
     for word in re.split(r"[ =|]", said.removeprefix("dlproxy ")):
         choices = next((each.choices for each in parser._actions if isinstance(each, argparse._SubParsersAction)), {})
         if word in choices:

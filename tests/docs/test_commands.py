@@ -25,7 +25,7 @@ from tests.docs.pages import PAGES, SHELL, Block, blocks, commands
 
 WHOLE = bool(os.environ.get("DLPROXY_DOCS"))
 LONGEST_S = 900.0
-QUICK = re.compile(r"dlproxy (keys|monitor|simulate|models (keygen|sign|verify|encrypt)|learn list)\b(?!.*(\.onnx|learnt/))")
+QUICK = re.compile(r"dlproxy (keys|monitor|models (keygen|sign|verify|encrypt)|learn list)\b")
 NOT_RUN: Mapping[str, str] = MappingProxyType(
     {
         r"make \w+": "these are tested by themselves",
