@@ -4,8 +4,11 @@ Called by the tests beside it. Not aware of: what a page does with it.
 """
 
 import asyncio
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -57,7 +60,7 @@ def files(folder: Path, page: str) -> None:
     """All that a page's commands and programs may name; `src` and `examples` are those of the repository."""
     if "events/" in (ROOT / page).read_text("utf-8"):
         (folder / "events").mkdir()
-        log, _ = asyncio.run(recorded(folder / "events", most_rows=3))
+        log, _ = asyncio.run(recorded(folder / "events", most_rows=3, slo="p99=50ms"))
         for name in ("digits", "resnet"):
             shutil.copy(log, log.with_name(f"{name}-1.dlog"))
     for name in ("src", "examples"):
@@ -94,6 +97,10 @@ def files(folder: Path, page: str) -> None:
     authority = Authority(folder, "ca")
     authority.own()
     shutil.copy(authority.issue("shop"), folder / "shop.key")
+    (folder / "given.toml").write_text(SERVED, "utf-8")
+    (folder / "dlproxy.toml").write_text(
+        '[models.digits]\npath = "digits.onnx"\n[models.resnet]\npath = "resnet.onnx"\n', "utf-8"
+    )
     (folder / "b.json").write_text("[[1, 2, 3, 4]]", "utf-8")
     (folder / "arrivals.csv").write_text("at\n" + "\n".join(f"{number / 50:.3f}" for number in range(250)), "utf-8")
 
@@ -118,7 +125,7 @@ path = "silero_vad.onnx"
 sequences = "oldest"
 state = { state = "stateN" }
 """
-"""Every model that the pages' clients ask for."""
+"""The server of pages that start none: every model that clients ask for."""
 
 
 def names(page: str, folder: Path) -> dict[str, Any]:
@@ -140,3 +147,11 @@ ELSEWHERE = {
     "tests/wire/grpc asks in the same messages",
 }
 """Pages whose programs are only compiled here, and why."""
+PATIENT = {"p99=20ms": "p99=20s", "timeout_s=0.1": "timeout_s=60", "client_timeout=0.5": "client_timeout=60"}
+"""A busy machine may take longer than a page promises."""
+
+
+def replaced(code: str, addresses: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A program with patience, and other addresses of the server."""
+    texts = PATIENT | dict(addresses)
+    return re.sub("|".join(map(re.escape, texts)), lambda found: texts[found[0]], code)

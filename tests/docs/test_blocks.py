@@ -23,7 +23,7 @@ from dlproxy.config.cluster import load_cluster
 from dlproxy.lab.learn.experiment import read
 from tests.clients.server import ServerProcess
 from tests.docs import given
-from tests.docs.given import ELSEWHERE
+from tests.docs.given import ELSEWHERE, replaced
 from tests.docs.pages import PAGES, ROOT, SHELL, Block, blocks, commands, spans, with_blocks, words
 
 PARSER = whole_parser()
@@ -31,8 +31,6 @@ LANGUAGES = {*SHELL, "python", "toml", "json", "text", "ini", "promql"}
 EXTRAS = {"docs/learning.md": "gymnasium", "docs/guides/models.md": "torch"}
 OTHERS = {".", "./generate.sh", "cd", "docker", "grpc-health-probe", "grpcurl", "helm"}
 """Programs of which nothing is known here."""
-PATIENT = {"p99=20ms": "p99=20s", "timeout_s=0.1": "timeout_s=60", "client_timeout=0.5": "client_timeout=60"}
-"""A busy machine may take longer than a page promises."""
 PRINTED = {
     "docs/guides/client.md": r"\[\d \d\]\nFailureKind\.LATE .*\n",
     "docs/guides/python-api.md": r"\[\d(, \d)*\]\nFailureKind\.LATE .*\n",
@@ -148,8 +146,7 @@ def _unknown(said: str) -> Iterator[str]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("served")
     given.files(folder, "README.md")
-    (folder / "dlproxy.toml").write_text(given.SERVED, "utf-8")
-    with ServerProcess("--config", folder / "dlproxy.toml") as process:
+    with ServerProcess("--config", folder / "given.toml") as process:
         yield process
 
 
@@ -162,13 +159,13 @@ def test_programs_run(page: str, server: ServerProcess, tmp_path: Path, monkeypa
     """In the order of the page, each with what those before it have made; what a page shows below one is what it prints."""
     given.files(tmp_path, page)
     monkeypatch.chdir(tmp_path)
-    replaced = {"127.0.0.1:8000": server.address, "127.0.0.1:8001": server.grpc_address, **PATIENT}
+    addresses = {"127.0.0.1:8000": server.address, "127.0.0.1:8001": server.grpc_address}
     names = given.names(page, tmp_path)
     printed = ""
     for block, after in pairwise([*blocks(page), Block(page, 0, "", "")]):
         if block.language != "python":
             continue
-        code = re.sub("|".join(map(re.escape, replaced)), lambda found: replaced[found[0]], block.code)
+        code = replaced(block.code, addresses)
         program = compile("\n" * block.line + code, page, "exec")
         if page not in ELSEWHERE:
             with redirect_stdout(StringIO()) as out:

@@ -18,13 +18,15 @@ from types import MappingProxyType
 
 import pytest
 
-from tests.clients.server import HANG_S, environment
+from tests.clients.server import environment
 from tests.docs import given
 from tests.docs.given import ELSEWHERE
 from tests.docs.pages import PAGES, SHELL, Block, blocks, commands
 
 WHOLE = bool(os.environ.get("DLPROXY_DOCS"))
 LONGEST_S = 900.0
+ASKS = re.compile(r"127\.0\.0\.1:80|dlproxy (autopilot|cache|gateways|logs|models(?! keygen| sign| verify| encrypt)|why)\b")
+"""Needs a server."""
 QUICK = re.compile(r"dlproxy (keys|monitor|models (keygen|sign|verify|encrypt)|learn list)\b")
 NOT_RUN: Mapping[str, str] = MappingProxyType(
     {
@@ -64,14 +66,11 @@ def _typed(page: str) -> list[str]:
 def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given.files(tmp_path, page)
-    (tmp_path / "dlproxy.toml").write_text(given.SERVED, "utf-8")
     (tmp_path / "bin").mkdir()
     _program(tmp_path / "bin" / "dlproxy", f'exec {sys.executable} -m dlproxy "$@"')
     _program(tmp_path / "bin" / "python", f'exec {sys.executable} "$@"')
     reader = Reader(page, tmp_path)
     with closing(reader):
-        if WHOLE:
-            reader.type("dlproxy serve --config dlproxy.toml", "given")
         for command in BEFORE.get(page, ()) if WHOLE else ():
             reader.type(command, "given")
         for block in blocks(page):
@@ -88,7 +87,9 @@ class Reader:
 
     def __init__(self, page: str, folder: Path) -> None:
         self._folder = folder
-        self._environment = environment() | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+        self._environment = {name: value for name, value in environment().items() if name != "DLPROXY_DOCS"} | {
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"
+        }
         self._names = given.names(page, folder)
         self._answer = ""
         """Of the last block's last command, if that was curl: what a page may show next."""
@@ -100,7 +101,8 @@ class Reader:
             name = "ours" if block.code.startswith("kind") else "dlproxy"
             (self._folder / f"{name}.toml").write_text(block.code, "utf-8")
         elif block.language == "python" and WHOLE and block.page not in ELSEWHERE:
-            exec(compile("\n" * block.line + block.code, block.page, "exec"), self._names)
+            self._be_served(block.code)
+            exec(compile("\n" * block.line + given.replaced(block.code), block.page, "exec"), self._names)
         elif block.language in SHELL:
             self._answer = ""
             for command in filter(_runs, commands(block)):
@@ -115,6 +117,7 @@ class Reader:
             self.close()
             self._server = self._started(command, where)
             return
+        self._be_served(command)
         done = subprocess.run(
             ["bash", "-c", _shorter(command)],
             cwd=self._folder,
@@ -125,6 +128,10 @@ class Reader:
         )
         assert done.returncode == 0, f"{where}: {command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         self._answer = done.stdout if command.startswith("curl") else ""
+
+    def _be_served(self, text: str) -> None:
+        if self._server is None and ASKS.search(text):
+            self._server = self._started("dlproxy serve --config given.toml", "given")
 
     def _started(self, command: str, where: str) -> "subprocess.Popen[str]":
         errors = self._folder / "errors.txt"
@@ -138,7 +145,7 @@ class Reader:
                 text=True,
             )
         assert started.stdout is not None
-        guard = threading.Timer(HANG_S, started.kill)
+        guard = threading.Timer(LONGEST_S, started.kill)
         guard.start()
         ready = any(line.startswith("ready") for line in started.stdout)
         guard.cancel()
@@ -157,7 +164,7 @@ class Reader:
 
 def _ended(process: "subprocess.Popen[str]") -> None:
     try:
-        process.communicate(timeout=HANG_S)
+        process.communicate(timeout=LONGEST_S)
     finally:
         process.kill()
         process.wait()

@@ -32,11 +32,11 @@ KNOBS = LaneKnobs(max_batch=4, max_queue_rows=100, slo_s=0.100)
 BASE_S, ROW_S = 0.002, 0.0002
 
 
-async def recorded(folder: Path, *, most_rows: int = 20) -> tuple[Path, list[Reply]]:
+async def recorded(folder: Path, *, most_rows: int = 20, slo: str = "") -> tuple[Path, list[Reply]]:
     """A live run of a model that only takes time: 60 requests of 1 to 3 rows, some of which cannot be answered in time,
     and three of which have 20 and run in parts.
     """
-    config = ModelConfig(path="sleep:base=2ms,row=0.2ms", instances=2, max_batch=8)
+    config = ModelConfig(path="sleep:base=2ms,row=0.2ms", instances=2, max_batch=8, slo=slo)
     now = asyncio.get_running_loop().time
     ids = count(1)
     loaded = await load_model("m", config, ticket_ids=ids, event_log=folder / "m-1.dlog", clock=now)
