@@ -6,10 +6,10 @@ PIP = $(PY) -m pip --disable-pip-version-check -qq
 # Tests wait as much as they compute: four at once keep two cores busy. A file's tests stay in one process, and its servers with them.
 JOBS ?= 4
 unexport PYTHONDONTWRITEBYTECODE  # the suite starts hundreds of Pythons, and each would compile everything anew
-.PHONY: help setup demo test test-extras test-ui prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-partitions prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching prove-deploy prove-ray prove-newcomer release prove-soak check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-dashboard bench-gateways bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-split bench-learn bench-scale bench-ray bench-frameworks fidelity docs clean
+.PHONY: help setup demo test test-extras test-ui prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-partitions prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching prove-deploy prove-ray prove-docs prove-newcomer release prove-soak check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-dashboard bench-gateways bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-split bench-learn bench-scale bench-ray bench-frameworks fidelity docs docs-site clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | test-ui | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-partitions [ROUNDS=20] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | prove-deploy | prove-ray [KILLS=10] | prove-newcomer [RECORD=1] | release [PYTHONS=…] | prove-soak [MINUTES=60] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-dashboard | bench-gateways | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-split | bench-learn | bench-scale | bench-ray | bench-frameworks | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | test-ui | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-partitions [ROUNDS=20] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | prove-deploy | prove-ray [KILLS=10] | prove-docs [ARGS="-k why"] | prove-newcomer [RECORD=1] | release [PYTHONS=…] | prove-soak [MINUTES=60] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-dashboard | bench-gateways | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-split | bench-learn | bench-scale | bench-ray | bench-frameworks | fidelity | docs | docs-site | clean"
 
 setup: $(VENV)/.installed
 
@@ -82,6 +82,10 @@ prove-newcomer: .venv-peers/release/.installed
 
 release: .venv-peers/release/.installed
 	@.venv-peers/release/bin/python deploy/release.py $(PYTHONS)
+# In a network namespace, where the ports of the pages are free: Linux, as root or where users may make namespaces.
+prove-docs: $(VENV)/.installed-extras
+	@DLPROXY_DOCS=1 unshare --map-root-user --net sh -c 'ip link set lo up && exec "$$0" "$$@"' \
+	    $(PY) -m pytest --durations=0 -m 'extras or not extras' tests/docs $(ARGS)
 
 check: setup
 	@$(PY) -m ruff format --check --output-format concise . || { echo "not formatted; run: make fmt"; exit 1; }
@@ -169,8 +173,11 @@ fidelity: setup
 docs: setup
 	@$(PY) docs/generate.py
 
+docs-site: $(VENV)/.installed-docs
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs --quiet build
+
 clean:
-	@rm -rf $(VENV) $(VENV)-triton $(VENV)-kserve .venv-peers benchmarks/peers/.cache benchmarks/real/.cache benchmarks/autopilot/.cache benchmarks/compress/.cache dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	@rm -rf site $(VENV) $(VENV)-triton $(VENV)-kserve .venv-peers benchmarks/peers/.cache benchmarks/real/.cache benchmarks/autopilot/.cache benchmarks/compress/.cache dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml
@@ -227,6 +234,11 @@ $(VENV)/.installed-extras: $(VENV)/.installed
 $(VENV)/.installed-ui: $(VENV)/.installed
 	@echo "installing Playwright into $(VENV); the browser is the system's own (Chromium or Chrome)"
 	@$(PIP) install --group ui
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "installing MkDocs and its theme into $(VENV)"
+	@$(PIP) install --group docs
 	@touch $@
 
 $(VENV)-triton/.installed: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""Writes docs/reference/: the knobs, the modules and steps by docstrings: `python docs/generate.py [--check]`.
+"""Writes docs/reference/: the knobs, the Python API, the modules and steps by docstrings: `python docs/generate.py [--check]`.
 
 Called by `make docs` and, with --check (exit code 1 if one is out of date), by `make check`.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import api
 import builtin_steps
 import modules
 
@@ -124,7 +125,12 @@ def main() -> int:
     return 1 if check and stale else 0
 
 
-PAGES: dict[Path, Callable[[], str]] = {OUT: page, modules.OUT: modules.page, builtin_steps.OUT: builtin_steps.page}
+PAGES: dict[Path, Callable[[], str]] = {
+    OUT: page,
+    api.OUT: api.page,
+    modules.OUT: modules.page,
+    builtin_steps.OUT: builtin_steps.page,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -119,18 +119,6 @@ def _broken_links(path: Path) -> Iterator[str]:
             yield f"{_name(path)} links to {target}: no such heading"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in MARKDOWN if re.search("^```(python|toml)", path.read_text("utf-8"), re.M)], ids=_name
-)
-def test_examples_are_valid(path: Path, tmp_path: Path) -> None:
-    text = path.read_text("utf-8")
-    for code in re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
-        compile(code, _name(path), "exec")
-    for number, toml in enumerate(re.findall(r"^```toml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)):
-        (tmp_path / f"{number}.toml").write_text(toml, "utf-8")
-        load(tmp_path / f"{number}.toml")
-
-
 def test_every_knob_is_in_the_reference() -> None:
     page = (ROOT / "docs" / "reference" / "configuration.md").read_text("utf-8")
     for struct in SECTIONS.values():

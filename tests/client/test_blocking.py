@@ -2,7 +2,6 @@
 
 import gc
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -16,7 +15,6 @@ from dlproxy import Client, FailureKind, InferenceError
 from tests import models
 from tests.clients.server import HANG_S, ServerProcess, environment, write_config
 
-PAGE = Path(__file__).parents[2] / "docs" / "guides" / "client.md"
 STREAMER = """
 class Counter:
     inputs, outputs = {"x": "FP32[-1]"}, {"y": "FP32[-1]"}
@@ -45,13 +43,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def client(server: ServerProcess) -> Iterator[Client]:
     with Client(f"http://{server.address}") as made:
         yield made
-
-
-def test_the_documented_program_runs(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
-    assert "http://127.0.0.1:8000" in program
-    exec(compile(program.replace("127.0.0.1:8000", server.address), PAGE.name, "exec"), {"__name__": "__main__"})
-    assert re.fullmatch(r"\[\d \d\]\nFailureKind.LATE .*\n", capsys.readouterr().out)
 
 
 def test_the_documented_calls(client: Client) -> None:

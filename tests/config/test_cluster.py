@@ -30,13 +30,6 @@ def test_a_cluster(tmp_path: Path) -> None:
     assert (digits.takes, digits.replicas, digits.config) == ({"tpu": 0.5}, 2, {"max_batch": 32})
 
 
-def test_the_example_of_the_guide(tmp_path: Path) -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "guides" / "placement.md").read_text("utf-8")
-    example = next(block for block in guide.split("```") if block.startswith("\n[place]"))
-    cluster = load_cluster(_written(tmp_path, example))
-    assert (list(cluster.nodes), list(cluster.models)) == (["a", "b"], ["digits", "ocr"])
-
-
 @pytest.mark.parametrize(
     ("before", "after", "complaint"),
     [

@@ -32,17 +32,17 @@ KNOBS = LaneKnobs(max_batch=4, max_queue_rows=100, slo_s=0.100)
 BASE_S, ROW_S = 0.002, 0.0002
 
 
-async def recorded(folder: Path) -> tuple[Path, list[Reply]]:
+async def recorded(folder: Path, *, most_rows: int = 20, slo: str = "") -> tuple[Path, list[Reply]]:
     """A live run of a model that only takes time: 60 requests of 1 to 3 rows, some of which cannot be answered in time,
     and three of which have 20 and run in parts.
     """
-    config = ModelConfig(path="sleep:base=2ms,row=0.2ms", instances=2, max_batch=8)
+    config = ModelConfig(path="sleep:base=2ms,row=0.2ms", instances=2, max_batch=8, slo=slo)
     now = asyncio.get_running_loop().time
     ids = count(1)
     loaded = await load_model("m", config, ticket_ids=ids, event_log=folder / "m-1.dlog", clock=now)
     replies = []
     for number in range(1, 61):
-        rows = 20 if number in (12, 24, 36) else number % 3 + 1
+        rows = min(20 if number in (12, 24, 36) else number % 3 + 1, most_rows)
         tensor = Tensor("x", DType.FP32, (rows, 1), np.ones(rows, np.float32).tobytes())
         ticket = Ticket(next(ids), now(), now() + (0.001 if number % 5 == 0 else inf), rows)
         replies.append(Reply(Request(ticket, "m", [tensor], (0,))))
