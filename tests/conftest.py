@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from looptime import LoopTimeEventLoop
 
 from dlproxy.instance.runtime import TELEMETRY_OFF
 from tests.clients import raw
 
 
 def pytest_configure() -> None:
-    """Mends four things for the whole suite.
+    """Mends five things for the whole suite.
 
     Looptime's look at the current loop, before the first plain test, would make one that nobody closes. And what a shell
     starts in the background ignores SIGINT, as do its children: a command that a test interrupts would never end.
     Some tests import ONNX Runtime by themselves, which shall report nothing then either. How long an example takes says
-    how busy the machine is.
+    how busy the machine is. Virtual time idles through 42 turns of the loop before each step, of which a few will do.
     """
     settings.register_profile("suite", deadline=None)
     settings.load_profile("suite")
@@ -29,6 +30,7 @@ def pytest_configure() -> None:
     os.environ["XDG_CACHE_HOME"] = os.devnull  # no test shall know what another has found out, nor leave it in a home
     asyncio.set_event_loop(None)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    LoopTimeEventLoop.setup_looptime.__kwdefaults__["noop_cycles"] = 3
 
 
 @pytest.hookimpl(wrapper=True)
