@@ -12,6 +12,7 @@ from dlproxy.autopilot.host import Autopilot
 from dlproxy.config import AutopilotConfig, ConfigError, ModelConfig, ServerConfig
 from dlproxy.fleet import local
 from dlproxy.message import DType, Tensor
+from dlproxy.policy.tuning import pilot
 from dlproxy.policy.tuning.moves import Move
 from dlproxy.serve.models import Models
 from dlproxy.wire.endpoint import Endpoint, FrontDesk
@@ -19,7 +20,7 @@ from tests import models
 from tests.autopilot.agent_file import write_agent
 from tests.autopilot.scene import Says, once
 
-HANG_S = 180.0  # what a busy moment has undone is tried again a minute later
+HANG_S = 180.0  # what a busy moment has undone is tried again
 IMAGE = np.zeros((1, 1, 8, 8), np.float32).tobytes()
 
 
@@ -29,6 +30,8 @@ class House:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, **autopilot: str) -> None:
         """`autopilot`: what tunes it instead, as in [autopilot]."""
         monkeypatch.setattr(local, "usable_cores", lambda: 2)
+        for waits, seconds in (("DWELL_S", 2.0), ("AGAIN_S", 4.0), ("SAFE_S", 4.0)):
+            monkeypatch.setattr(pilot, waits, seconds)
         clock = asyncio.get_running_loop().time
         config = AutopilotConfig(mode="on", **autopilot)
         self.models = Models(ServerConfig(calibration_folder=""), autopilot=config, clock=clock)

@@ -39,7 +39,7 @@ from .machine import CHANGES, VALUES, Change, LaneMachine
 LENGTH = 30
 COMBINATIONS = list(product(DISCIPLINES, BALANCERS))
 EXAMPLES = -(
-    -int(os.environ.get("DLPROXY_LANES", "560")) // len(COMBINATIONS)
+    -int(os.environ.get("DLPROXY_LANES", "280")) // len(COMBINATIONS)
 )  # of each of the 56 combinations, others each time
 
 
