@@ -15,6 +15,8 @@ from looptime import LoopTimeEventLoop
 from dlproxy.instance.runtime import TELEMETRY_OFF
 from tests.clients import raw
 
+TIMES = int(os.environ.get("DLPROXY_TIMES", "1"))  # make prove-properties
+
 
 def pytest_configure() -> None:
     """Mends five things for the whole suite.
@@ -24,7 +26,7 @@ def pytest_configure() -> None:
     Some tests import ONNX Runtime by themselves, which shall report nothing then either. How long an example takes says
     how busy the machine is. Virtual time idles through 42 turns of the loop before each step, of which a few will do.
     """
-    settings.register_profile("suite", deadline=None)
+    settings.register_profile("suite", deadline=None, max_examples=50)
     settings.load_profile("suite")
     os.environ.setdefault(*TELEMETRY_OFF)
     os.environ["XDG_CACHE_HOME"] = os.devnull  # no test shall know what another has found out, nor leave it in a home
@@ -41,6 +43,18 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a test that is marked `alone` come last: the others wait for it, and it for them, once and not in between.
+
+    TIMES: every property is tried on so many times more examples.
+    """
+    last = {item.path for item in items if item.get_closest_marker("alone")}
+    items.sort(key=lambda item: item.path in last)
+    for test in {getattr(item, "obj", None) for item in items if TIMES > 1}:
+        if own := getattr(test, "_hypothesis_internal_use_settings", None):
+            test._hypothesis_internal_use_settings = settings(own, max_examples=TIMES * own.max_examples)
 
 
 @pytest.hookimpl(wrapper=True)
