@@ -176,7 +176,8 @@ $(VENV)/.installed: pyproject.toml
 	@echo "setting up $(VENV); this is done once and takes about a minute"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install 'pip>=25.1'
-	@$(PIP) install --editable . --group dev
+	@# of large packages most modules are never imported, and Python compiles the others when it needs them
+	@$(PIP) install --no-compile --editable . --group dev
 	@touch $@
 
 .venv-peers/schemathesis/.installed:
@@ -212,12 +213,12 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-extras: $(VENV)/.installed
 	@echo "installing the torch, train, learn, tensorflow, compress and ray extras into $(VENV)"
-	@$(PIP) install --editable '.[torch,train,tensorflow,compress,learn,ray]'
+	@$(PIP) install --no-compile --editable '.[torch,train,tensorflow,compress,learn,ray]'
 	@touch $@
 
 $(VENV)/.installed-ui: $(VENV)/.installed
 	@echo "installing Playwright into $(VENV); the browser is the system's own (Chromium or Chrome)"
-	@$(PIP) install --group ui
+	@$(PIP) install --no-compile --group ui
 	@touch $@
 
 $(VENV)-triton/.installed: $(VENV)/.installed
