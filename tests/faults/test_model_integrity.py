@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from dlproxy.cli import USER_ERROR, main
 from tests.cli.on_a_server import only_line
-from tests.clients.server import HANG_S, ServerProcess, environment
+from tests.clients.server import HANG_S, ServerProcess
 from tests.faults.nodes import answer, operate, states, until
 from tests.faults.test_repositories import put, settled
 from tests.faults.test_rollouts_under_load import adds
