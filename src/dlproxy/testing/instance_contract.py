@@ -52,18 +52,17 @@ async def gives_each_request_its_own_rows(make: MakeInstance) -> None:
 
 async def carries_every_type_bit_for_bit(make: MakeInstance) -> None:
     """An identity model gives back what went in, of every element type: NaN payloads, empty bytes, zeros at their end."""
-    for dtype in DType:
-        signature = _identity(dtype)
-        instance = await _started(make, _runtime(signature, _same))
-        requests = [_request(number, [_sample(dtype, rows)]) for number, rows in enumerate((2, 1))]
-        result = await _run(instance, requests)
-        assert result.error is None, f"{instance.name}: {dtype.value} failed: {result.error}"
-        cutter = Cutter(signature, result.outputs, requests=len(requests))
-        for start, request in zip((0, 2), requests, strict=True):
-            (output,) = cutter.cut(start, request.ticket.rows, (0,))
-            assert bytes(output.data) == bytes(request.inputs[0].data), f"{instance.name}: {dtype.value} was changed"
-            assert tuple(output.shape) == tuple(request.inputs[0].shape)
-        await instance.stop()
+    instance = await _started(make, _runtime(_EVERY_TYPE, _same))
+    requests = [_request(number, [_sample(dtype, rows) for dtype in DType]) for number, rows in enumerate((2, 1))]
+    result = await _run(instance, requests)
+    assert result.error is None, f"{instance.name}: {result.error}"
+    cutter = Cutter(_EVERY_TYPE, result.outputs, requests=len(requests))
+    for start, request in zip((0, 2), requests, strict=True):
+        outputs = cutter.cut(start, request.ticket.rows, range(len(DType)))
+        for given, output in zip(request.inputs, outputs, strict=True):
+            assert bytes(output.data) == bytes(given.data), f"{instance.name}: {given.dtype.value} was changed"
+            assert tuple(output.shape) == tuple(given.shape)
+    await instance.stop()
 
 
 async def runs_models_without_a_batch_axis(make: MakeInstance) -> None:
@@ -275,6 +274,12 @@ _PAIR = Signature(
     platform="fake",
 )
 _SUM = Signature((TensorSpec("x", DType.INT64, (3,)),), (TensorSpec("sum", DType.INT64, ()),), batched=False, platform="fake")
+_EVERY_TYPE = Signature(
+    tuple(TensorSpec(dtype.value, dtype, (-1, 3)) for dtype in DType),
+    tuple(TensorSpec(f"same {dtype.value}", dtype, (-1, 3)) for dtype in DType),
+    batched=True,
+    platform="fake",
+)
 
 
 _STREAM = Signature(
@@ -359,19 +364,15 @@ async def _started(make: MakeInstance, runtime: Runtime) -> Instance:
     return await made if isinstance(made, Awaitable) else made
 
 
-def _identity(dtype: DType) -> Signature:
-    return Signature((TensorSpec("x", dtype, (-1, 3)),), (TensorSpec("y", dtype, (-1, 3)),), True, "fake")
-
-
 def _sample(dtype: DType, rows: int) -> Tensor:
     """Every bit pattern is fair for a number; BOOL takes 0 and 1; BYTES are any bytes."""
     if dtype is DType.BYTES:
         any_bytes = np.array([[b"", b"\xff\xd8 \0 zw\xc3\xb6lf", b"a\0b\0\0"]] * rows, dtype=object)
-        return Tensor("x", dtype, (rows, 3), to_bytes(dtype, any_bytes))
+        return Tensor(dtype.value, dtype, (rows, 3), to_bytes(dtype, any_bytes))
     noise = np.random.default_rng(rows).integers(0, 256, rows * 3 * dtype.itemsize, np.uint8)
     if dtype is DType.BOOL:
         noise &= 1
-    return Tensor("x", dtype, (rows, 3), noise.tobytes())
+    return Tensor(dtype.value, dtype, (rows, 3), noise.tobytes())
 
 
 def _pair_request(number: int, rows: int) -> Request:
