@@ -77,20 +77,13 @@ async def runs_models_without_a_batch_axis(make: MakeInstance) -> None:
 
 async def turns_errors_into_results(make: MakeInstance) -> None:
     """Whatever the model raises or returns: `run` does not raise, the error says something, the next batch is unharmed."""
-    wrong: list[tuple[Function, str]] = [
-        (_raise_with_text, "out of luck"),
-        (_raise_without_text, "RuntimeError"),
-        (_raise_with_a_file_name, "cannot read caf\\udce9"),
-        (_raise_what_has_no_words, "_WordlessError"),
-        (_no_outputs, "output"),
-    ]
-    for function, clue in wrong:
-        instance = await _started(make, _runtime(_PAIR, function))
-        result = await _run(instance, [_pair_request(1, 2), _pair_request(2, 1)])
+    instance = await _started(make, _runtime(_PAIR, _wrong))
+    for number, (function, clue) in enumerate(_WRONG):
+        result = await _run(instance, [_pair_request(number, 2), _pair_request(number, 1)])
         assert result.error, f"{instance.name}: {function.__name__} gave a result without an error"
         assert clue in result.error, f"{instance.name}: the error {result.error!r} does not say {clue!r}"
         assert not result.outputs, f"{instance.name}: a failed batch has outputs"
-        await instance.stop()
+    await instance.stop()
 
     instance = await _started(make, _runtime(_SUM, _no_outputs))
     result = await _run(instance, [_sum_request()])
@@ -349,6 +342,22 @@ def _raise_without_text(inputs: Sequence[Array]) -> list[Array]:
 
 def _no_outputs(inputs: Sequence[Array]) -> list[Array]:
     return []
+
+
+_WRONG: Sequence[tuple[Function, str]] = (
+    (_raise_with_text, "out of luck"),
+    (_raise_without_text, "RuntimeError"),
+    (_raise_with_a_file_name, "cannot read caf\\udce9"),
+    (_raise_what_has_no_words, "_WordlessError"),
+    (_no_outputs, "output"),
+)
+
+
+def _wrong(inputs: Sequence[Array]) -> list[Array]:
+    """As the number of the request says."""
+    function, _ = _WRONG[int(np.asarray(inputs[1], np.int64)[0]) // 1000]
+    outputs: list[Array] = function(inputs)
+    return outputs
 
 
 def _text_for_numbers(inputs: Sequence[Array]) -> list[Array]:
