@@ -31,7 +31,7 @@ test-heavy: $(VENV)/.installed-extras $(VENV)/.installed-ui
 	@$(PY) -m pytest -n $(HEAVY_JOBS) --dist loadfile -m 'extras or ui' tests/ui $(EXTRAS) $(ARGS)
 
 prove-properties: setup
-	@DLPROXY_TIMES=$(or $(TIMES),10) $(PY) -m pytest -n $(JOBS) --dist loadfile $$(grep -rl --include='test_*.py' '^@given' tests) $(ARGS)
+	@DLPROXY_TIMES=$(or $(TIMES),10) $(PY) -m pytest -n $(JOBS) --dist loadfile $$(grep -rlE --include='test_*.py' '^@given|\.settings = ' tests) $(ARGS)
 
 prove-batching: setup
 	@DLPROXY_GRAPHS=$(or $(GRAPHS),2400) $(PY) -m pytest tests/instance/test_random_graphs.py $(ARGS)

@@ -61,9 +61,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     last = {item.path for item in items if item.get_closest_marker("alone")}
     items.sort(key=lambda item: item.path in last)
-    for test in {getattr(item, "obj", None) for item in items if TIMES > 1}:
-        if own := getattr(test, "_hypothesis_internal_use_settings", None):
-            test._hypothesis_internal_use_settings = settings(own, max_examples=TIMES * own.max_examples)
+    if TIMES == 1:
+        return
+    held = {(getattr(item, "obj", None), "_hypothesis_internal_use_settings") for item in items}
+    for holder, name in held | {(getattr(item, "cls", None), "settings") for item in items}:
+        if isinstance(own := getattr(holder, name, None), settings):
+            setattr(getattr(holder, "__func__", holder), name, settings(own, max_examples=TIMES * own.max_examples))
 
 
 @pytest.hookimpl(wrapper=True)
