@@ -19,8 +19,10 @@ from dlproxy.wire.endpoint import Endpoint, FrontDesk
 from tests import models
 from tests.autopilot.agent_file import write_agent
 from tests.autopilot.scene import Says, once
+from tests.serve.rig import pass_time
 
 HANG_S = 180.0  # what a busy moment has undone is tried again
+PAUSE_S = 0.005  # between an answer and the next request
 IMAGE = np.zeros((1, 1, 8, 8), np.float32).tobytes()
 
 
@@ -56,7 +58,7 @@ class House:
 
         async def until() -> None:
             while kind not in self._decisions(version):
-                await self._next_answer()
+                await pass_time(PAUSE_S)
 
         await asyncio.wait_for(until(), HANG_S)
 
@@ -65,7 +67,7 @@ class House:
 
         async def until() -> None:
             while self.models.autopilot.states("m")[-1]["knobs"]["threads"] != number:
-                await self._next_answer()
+                await pass_time(PAUSE_S)
 
         await asyncio.wait_for(until(), HANG_S)
 
@@ -80,13 +82,11 @@ class House:
         found = (one for one in self.models.autopilot.states("m") if one["version"] == version)
         return [decision["kind"] for one in found for decision in one["decisions"]]
 
-    async def _next_answer(self) -> None:
-        await self._one(self.desk.find("m"))
-
     async def _ask(self) -> None:
         while not self._ended:
             await self._one(self.desk.find("m"))
             self.answers += 1
+            await pass_time(PAUSE_S)
 
     async def _one(self, endpoint: Endpoint) -> None:
         await endpoint.infer(endpoint.request([Tensor("image", DType.FP32, (1, 1, 8, 8), IMAGE)], endpoint.checker.all_outputs))
