@@ -15,7 +15,6 @@ from dlproxy.policy.pipelines import Pacing
 
 from .fixtures import Planned, make_model, run_calls
 
-SECONDS = 5.0
 BEST = {  # of `python -m benchmarks.pipelines.deadlines`
     "cheap, dear": (1 / 12, 11 / 12),
     "dear, cheap": (11 / 12, 1 / 12),
@@ -95,16 +94,16 @@ def test_a_step_that_refuses_fails_the_request_and_takes_its_other_items_out() -
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_online_deadlines_reach_the_goodput_of_the_best_static_split(case: Case) -> None:
     """At twice the capacity; nine tenths are promised (docs/internals/pipelines.md has the sweep)."""
-    best = run(case, static(BEST[case.name], relative=False, entrance=False), seconds=SECONDS)
-    ours = run(case, online, seconds=SECONDS)
+    best = run(case, static(BEST[case.name], relative=False, entrance=False))
+    ours = run(case, online)
     assert ours.goodput >= 0.9 * best.goodput
 
 
 def test_the_first_stage_does_not_compute_what_dies_at_the_second() -> None:
     case = CASES[0]
-    without = run(case, static(BEST[case.name], relative=False, entrance=False), seconds=SECONDS)
+    without = run(case, static(BEST[case.name], relative=False, entrance=False))
     assert without.lost > 0.5
-    assert run(case, online, seconds=SECONDS).lost < 0.5 * without.lost
+    assert run(case, online).lost < 0.5 * without.lost
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
