@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from hypothesis.errors import FlakyFailure
 
 from dlproxy.instance import evidence
 from dlproxy.instance.made_up import KINDS as ROW_KINDS
@@ -73,8 +74,10 @@ def test_what_is_left_out_is_missed(court: Court, weakness: Weakness, monkeypatc
     monkeypatch.setattr(evidence, "Tries", partial(whole, **weakness.beside))
     court.prove(kind, SOUND, explain=False)
     monkeypatch.setattr(evidence, "Tries", partial(whole, **weakness.beside, **weakness.left_out))
-    with pytest.raises(WrongAnswerError):
+    with pytest.raises((WrongAnswerError, FlakyFailure)) as found:
         court.prove(kind, UNTIL_FOUND, explain=False)
+    if isinstance(found.value, FlakyFailure):  # asked once more, the requests did not meet in a batch
+        assert found.group_contains(WrongAnswerError)
 
 
 def test_nothing_that_is_tried_is_forgotten_here() -> None:

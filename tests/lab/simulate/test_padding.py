@@ -18,7 +18,7 @@ from dlproxy.policy.lane import Lane
 
 GPU = (8e-3, 1.5e-6)  # seconds of a batch, and of each token in it
 CPU = (0.2e-3, 60e-6)
-SECONDS, REQUESTS = 8.0, 24_000  # that a run lasts or takes, whichever comes first
+SECONDS, REQUESTS = 8.0, 48_000  # that a run lasts or takes, whichever comes first
 
 
 @cache
