@@ -10,7 +10,7 @@ from dlproxy.lab.tune.placement.delay import mean_response_s
 from dlproxy.lab.tune.placement.problem import Problem
 from tests.lab.tune.problems import model, node
 
-REQUESTS = 12_000
+REQUESTS = 20_000
 
 
 @pytest.mark.parametrize(("base_ms", "row_ms", "slo_ms"), [(8, 2, 100), (20, 1, 100), (4, 4, 60)])
