@@ -428,7 +428,7 @@ class Caught:
     lane: type[Lane]
     says: str
     always: dict[str, Any] = field(default_factory=dict)
-    examples: int = 2000
+    examples: int = 150
     seed: int | None = None
 
 
