@@ -5,11 +5,13 @@ PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
 # Tests wait as much as they compute: four at once keep two cores busy. A file's tests stay in one process, and its servers with them.
 JOBS ?= 4
+HEAVY_JOBS ?= 3
+EXTRAS = $$(grep -rl --include='test_*.py' 'mark\.extras' tests)
 unexport PYTHONDONTWRITEBYTECODE  # the suite starts hundreds of Pythons, and each would compile everything anew
-.PHONY: help setup demo test test-extras test-ui prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-partitions prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching prove-deploy prove-ray prove-docs prove-newcomer release prove-soak check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-dashboard bench-gateways bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-split bench-learn bench-scale bench-ray bench-frameworks fidelity docs docs-site clean
+.PHONY: help setup demo test test-extras test-ui test-heavy prove-properties prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-partitions prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching prove-deploy prove-ray prove-docs prove-newcomer release prove-soak check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-dashboard bench-gateways bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-split bench-learn bench-scale bench-ray bench-frameworks fidelity docs docs-site clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | test-ui | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-partitions [ROUNDS=20] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | prove-deploy | prove-ray [KILLS=10] | prove-docs [ARGS="-k why"] | prove-newcomer [RECORD=1] | release [PYTHONS=…] | prove-soak [MINUTES=60] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-dashboard | bench-gateways | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-split | bench-learn | bench-scale | bench-ray | bench-frameworks | fidelity | docs | docs-site | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | test-ui | test-heavy | prove-properties [TIMES=10] | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-partitions [ROUNDS=20] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | prove-deploy | prove-ray [KILLS=10] | prove-docs [ARGS="-k why"] | prove-newcomer [RECORD=1] | release [PYTHONS=…] | prove-soak [MINUTES=60] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-dashboard | bench-gateways | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-split | bench-learn | bench-scale | bench-ray | bench-frameworks | fidelity | docs | docs-site | clean"
 
 setup: $(VENV)/.installed
 
@@ -20,10 +22,16 @@ test: setup
 	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-extras: $(VENV)/.installed-extras
-	@$(PY) -m pytest -m extras $$(grep -rl --include='test_*.py' 'mark\.extras' tests) $(ARGS)
+	@$(PY) -m pytest -n $(HEAVY_JOBS) --dist loadfile -m extras $(EXTRAS) $(ARGS)
 
 test-ui: $(VENV)/.installed-ui
 	@$(PY) -m pytest -m ui tests/ui $(ARGS)
+
+test-heavy: $(VENV)/.installed-extras $(VENV)/.installed-ui
+	@$(PY) -m pytest -n $(HEAVY_JOBS) --dist loadfile -m 'extras or ui' tests/ui $(EXTRAS) $(ARGS)
+
+prove-properties: setup
+	@DLPROXY_TIMES=$(or $(TIMES),10) $(PY) -m pytest -n $(JOBS) --dist loadfile $$(grep -rlE --include='test_*.py' '^@given|\.settings = ' tests) $(ARGS)
 
 prove-batching: setup
 	@DLPROXY_GRAPHS=$(or $(GRAPHS),2400) $(PY) -m pytest tests/instance/test_random_graphs.py $(ARGS)
@@ -186,7 +194,8 @@ $(VENV)/.installed: pyproject.toml
 	@echo "setting up $(VENV); this is done once and takes about a minute"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install 'pip>=25.1'
-	@$(PIP) install --editable . --group dev
+	@# of large packages most modules are never imported, and Python compiles the others when it needs them
+	@$(PIP) install --no-compile --editable . --group dev
 	@touch $@
 
 .venv-peers/schemathesis/.installed:
@@ -228,12 +237,12 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-extras: $(VENV)/.installed
 	@echo "installing the torch, train, learn, tensorflow, compress and ray extras into $(VENV)"
-	@$(PIP) install --editable '.[torch,train,tensorflow,compress,learn,ray]'
+	@$(PIP) install --no-compile --editable '.[torch,train,tensorflow,compress,learn,ray]'
 	@touch $@
 
 $(VENV)/.installed-ui: $(VENV)/.installed
 	@echo "installing Playwright into $(VENV); the browser is the system's own (Chromium or Chrome)"
-	@$(PIP) install --group ui
+	@$(PIP) install --no-compile --group ui
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -6,7 +6,7 @@ from threading import Event
 from tests import models
 from tests.clients.server import ServerProcess
 
-WATCHED_S = 4.0
+WATCHED_S = 2.0
 MOST_WAKES = 6 * WATCHED_S  # a second: two looks at the inference port's timeouts, one new Date for the control port; to spare
 
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from tests.clients.raw import RawConnection, RawReply, binary_infer, binary_output, connect, post
 from tests.clients.server import HANG_S, ServerProcess, write_config
+from tests.serve.rig import pass_time
 
 X = np.zeros((1, 1), np.float32)
 GAP_S = 0.01  # between an answer and the next request: light load
-LOOKS = 100  # at a server, each of which takes two milliseconds; on a busy machine as much longer as all else does
+LOOKS = 100  # at a server, GAP_S apart; on a busy machine they take as much longer as all else does
 
 State = dict[str, Any]
 
@@ -60,6 +61,7 @@ async def until(holds: Callable[[dict[tuple[str, str], State]], Any], *servers: 
             looks += 1
             late = looks > LOOKS and clock() > began_at + within_s
             assert not late, f"after {within_s:g} s a node still says {told}\n{server.errors()}"
+            await pass_time(GAP_S)
 
 
 def serving(told: dict[tuple[str, str], State]) -> set[tuple[str, str]]:

@@ -33,7 +33,9 @@ class Sleeper:
             sum(range(20_000_000))  # a loop in C, which holds the interpreter
 
     def predict(self, inputs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        what, ms = divmod(int(inputs["x"].max()), 1000)  # what warm-up makes up is below
+        what, ms = divmod(int(np.nan_to_num(inputs["x"]).max()), 1000)
+        if what not in (PLAIN, FAIL_ONCE, STALL_ONCE):  # warm-up made it up
+            what = 0
         seconds = ms / 1e3 if what else 0.0
         if what > PLAIN and what not in self.done:
             self.done.add(what)

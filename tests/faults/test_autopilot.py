@@ -12,14 +12,17 @@ from dlproxy.autopilot.host import Autopilot
 from dlproxy.config import AutopilotConfig, ConfigError, ModelConfig, ServerConfig
 from dlproxy.fleet import local
 from dlproxy.message import DType, Tensor
+from dlproxy.policy.tuning import pilot
 from dlproxy.policy.tuning.moves import Move
 from dlproxy.serve.models import Models
 from dlproxy.wire.endpoint import Endpoint, FrontDesk
 from tests import models
 from tests.autopilot.agent_file import write_agent
 from tests.autopilot.scene import Says, once
+from tests.serve.rig import pass_time
 
-HANG_S = 180.0  # what a busy moment has undone is tried again a minute later
+HANG_S = 180.0  # what a busy moment has undone is tried again
+PAUSE_S = 0.005  # between an answer and the next request
 IMAGE = np.zeros((1, 1, 8, 8), np.float32).tobytes()
 
 
@@ -29,6 +32,8 @@ class House:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, **autopilot: str) -> None:
         """`autopilot`: what tunes it instead, as in [autopilot]."""
         monkeypatch.setattr(local, "usable_cores", lambda: 2)
+        for waits, seconds in (("DWELL_S", 2.0), ("AGAIN_S", 4.0), ("SAFE_S", 4.0)):
+            monkeypatch.setattr(pilot, waits, seconds)
         clock = asyncio.get_running_loop().time
         config = AutopilotConfig(mode="on", **autopilot)
         self.models = Models(ServerConfig(calibration_folder=""), autopilot=config, clock=clock)
@@ -53,7 +58,7 @@ class House:
 
         async def until() -> None:
             while kind not in self._decisions(version):
-                await self._next_answer()
+                await pass_time(PAUSE_S)
 
         await asyncio.wait_for(until(), HANG_S)
 
@@ -62,7 +67,7 @@ class House:
 
         async def until() -> None:
             while self.models.autopilot.states("m")[-1]["knobs"]["threads"] != number:
-                await self._next_answer()
+                await pass_time(PAUSE_S)
 
         await asyncio.wait_for(until(), HANG_S)
 
@@ -77,13 +82,11 @@ class House:
         found = (one for one in self.models.autopilot.states("m") if one["version"] == version)
         return [decision["kind"] for one in found for decision in one["decisions"]]
 
-    async def _next_answer(self) -> None:
-        await self._one(self.desk.find("m"))
-
     async def _ask(self) -> None:
         while not self._ended:
             await self._one(self.desk.find("m"))
             self.answers += 1
+            await pass_time(PAUSE_S)
 
     async def _one(self, endpoint: Endpoint) -> None:
         await endpoint.infer(endpoint.request([Tensor("image", DType.FP32, (1, 1, 8, 8), IMAGE)], endpoint.checker.all_outputs))

@@ -1,6 +1,6 @@
 """Many models on demand in memory for a tenth of them, asked by popularity: every answer is right, and nothing piles up.
 
-`make prove-demand MODELS=200` for the full size, with its figures; 30 models and a few seconds here.
+`make prove-demand MODELS=200` for the full size, with its figures; 20 models and a few seconds here.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from tests.clients.raw import RawConnection, binary_infer, binary_output, connec
 from tests.clients.server import ServerProcess, write_config
 from tests.serve.test_models_come_and_go import slope
 
-MODELS = int(os.environ.get("DLPROXY_MODELS", "30"))
+MODELS = int(os.environ.get("DLPROXY_MODELS", "20"))
 FULL = MODELS >= 100
 ROOM = MODELS // 10 if FULL else 5
 EACH_MB = 5.5  # 5.2 MB of weights, and a session
 CLIENTS = 8
-ASKED = 4000 if FULL else 150
+ASKED = 4000 if FULL else 100
 LOADS = 1000 if FULL else 0  # over which growth is told
 SKEW = 1.1  # of popularity, after Zipf
 X = np.random.default_rng(0).standard_normal((1, 1024), dtype=np.float32)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.clients.server import HANG_S, ServerProcess, environment
+from dlproxy.cli import USER_ERROR, main
+from tests.cli.on_a_server import only_line
+from tests.clients.server import HANG_S, ServerProcess
 from tests.faults.nodes import answer, operate, states, until
 from tests.faults.test_repositories import put, settled
 from tests.faults.test_rollouts_under_load import adds
@@ -89,25 +90,10 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
-def _start_error(config: Path) -> str:
+def _start_error(config: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a server says which does not start."""
-    command = [
-        sys.executable,
-        "-m",
-        "dlproxy",
-        "serve",
-        "--config",
-        config,
-        "--http-port",
-        "0",
-        "--control-port",
-        "0",
-        "--quiet",
-    ]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=HANG_S, check=False)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    return line.removeprefix("dlproxy: ")
+    assert main(["serve", "--config", str(config), "--http-port=0", "--control-port=0", "--quiet"]) == USER_ERROR
+    return only_line(capsys)
 
 
 def _workers(server: ServerProcess) -> list[int]:
@@ -151,21 +137,21 @@ async def test_from_a_configuration_and_the_control_port(scene: Scene) -> None:
         assert await answer(server, "/v2/models/m/infer") == 2
 
 
-def test_a_server_does_not_start_with_what_it_must_not_load(scene: Scene) -> None:
+def test_a_server_does_not_start_with_what_it_must_not_load(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     model = scene.onnx(1, signed=False)
     config = scene.config({"m": {"path": str(model)}})
-    assert f"{model} is not signed, which [integrity] trusted asks for" in _start_error(config)
-    assert "cannot be checked for a signature" in _start_error(scene.config({"m": {"path": "json:JSONDecoder"}}))
+    assert f"{model} is not signed, which [integrity] trusted asks for" in _start_error(config, capsys)
+    assert "cannot be checked for a signature" in _start_error(scene.config({"m": {"path": "json:JSONDecoder"}}), capsys)
     config = scene.config({"m": {"path": str(model)}}, trusted='["keys/signer.key"]')
-    assert "it is a private key, which does not belong where models are served" in _start_error(config)
+    assert "it is a private key, which does not belong where models are served" in _start_error(config, capsys)
     config = scene.config({"m": {"path": str(model)}}, trusted='["nobody.pub"]')
-    assert f"[integrity] trusted: {scene.folder}/nobody.pub cannot be read: No such file" in _start_error(config)
+    assert f"[integrity] trusted: {scene.folder}/nobody.pub cannot be read: No such file" in _start_error(config, capsys)
     config = scene.config({"m": {"path": str(model)}}, master_key='"env:NO_SUCH_VARIABLE"')
-    assert "the environment variable NO_SUCH_VARIABLE is not set" in _start_error(config)
+    assert "the environment variable NO_SUCH_VARIABLE is not set" in _start_error(config, capsys)
     config = scene.config({"m": {"path": scene.sealed_class(3)}}, master_key="")
-    assert "is encrypted: say in [integrity] master_key where the key is" in _start_error(config)
+    assert "is encrypted: say in [integrity] master_key where the key is" in _start_error(config, capsys)
     config = scene.config({"m": {"path": f"{scene.folder}/models/sealed3/adds.py:Adds"}}, master_key='"file:keys/other.key"')
-    assert "was encrypted under another master key" in _start_error(config)
+    assert "was encrypted under another master key" in _start_error(config, capsys)
 
 
 async def test_a_repository(scene: Scene) -> None:

@@ -19,6 +19,7 @@ from tests.clients.raw import connect, post
 from tests.clients.server import ServerProcess
 from tests.faults.nodes import answer, light_load, operate, states, until
 from tests.faults.test_rollouts_under_load import adds
+from tests.serve.rig import pass_time
 
 NO_MODEL = "class Broken:\n    def predict(self, batch):\n        return batch\n"
 
@@ -145,7 +146,7 @@ async def test_changes_of_files_under_load(tmp_path: Path) -> None:
             with (repository / "m" / "3" / "model.onnx").open("wb", buffering=0) as file:
                 for byte in range(0, len(whole), len(whole) // 4 + 1):
                     file.write(whole[byte : byte + len(whole) // 4 + 1])
-                    await asyncio.to_thread(asyncio.run, _some_time(server))
+                    await pass_time(0.25)
             await until(lambda told: told.keys() == {("m", "3")}, server, within_s=8.0)
 
             (repository / "m" / "4").mkdir()
@@ -163,13 +164,6 @@ async def test_changes_of_files_under_load(tmp_path: Path) -> None:
             shutil.rmtree(repository / "m" / "5")
             await until(lambda told: told.keys() == {("m", "3")}, server, within_s=8.0)
         assert "Traceback" not in server.errors()
-
-
-async def _some_time(server: ServerProcess) -> None:
-    """About a quarter of a second, by what a server answers."""
-    until_s = asyncio.get_running_loop().time() + 0.25
-    while asyncio.get_running_loop().time() < until_s:
-        await states(server)
 
 
 # What comes by these doors

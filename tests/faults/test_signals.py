@@ -37,8 +37,8 @@ class M:
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("signals")
     slow = models.save(models.slow(layers=20), folder / "slow.onnx")
-    settings = {"digits": {"path": models.DIGITS, "threads": 1}, "slow": {"path": slow, "threads": 1}}
-    return write_config(folder / "dlproxy.toml", settings)
+    settings = {"digits": {"path": models.DIGITS, "threads": 1}, "slow": {"path": slow, "threads": 1, "instances": 1}}
+    return write_config(folder / "dlproxy.toml", settings, calibration_folder=folder / "found")  # once for all of them
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from dlproxy.policy.wanted import Wanted
 from tests.fleet.store_editor import add
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("DLPROXY_KILLS", "6"))
+KILLS = int(os.environ.get("DLPROXY_KILLS", "4"))
 
 
 def editor(folder: Path, prefix: str, count: int) -> "subprocess.Popen[str]":

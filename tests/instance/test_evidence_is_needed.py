@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from hypothesis.errors import FlakyFailure
 
 from dlproxy.instance import evidence
 from dlproxy.instance.made_up import KINDS as ROW_KINDS
@@ -16,7 +17,7 @@ from tests.instance.graphs.court import Court, WrongAnswerError
 from tests.instance.graphs.kinds import BY_ID
 
 UNTIL_FOUND = 60  # graphs within which a fault must show
-SOUND = 8  # graphs that show nothing as long as it is not left out
+SOUND = 3  # graphs that show nothing as long as it is not left out
 
 
 def _without(*names: str) -> tuple[Any, ...]:
@@ -73,8 +74,10 @@ def test_what_is_left_out_is_missed(court: Court, weakness: Weakness, monkeypatc
     monkeypatch.setattr(evidence, "Tries", partial(whole, **weakness.beside))
     court.prove(kind, SOUND, explain=False)
     monkeypatch.setattr(evidence, "Tries", partial(whole, **weakness.beside, **weakness.left_out))
-    with pytest.raises(WrongAnswerError):
+    with pytest.raises((WrongAnswerError, FlakyFailure)) as found:
         court.prove(kind, UNTIL_FOUND, explain=False)
+    if isinstance(found.value, FlakyFailure):  # asked once more, the requests did not meet in a batch
+        assert found.group_contains(WrongAnswerError)
 
 
 def test_nothing_that_is_tried_is_forgotten_here() -> None:

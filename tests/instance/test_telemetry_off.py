@@ -59,8 +59,13 @@ def _run(code: str, home: Path, setting: str | None) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("setting", "seen"), [(None, OFF), ("0", "0"), ("", ""), ("1", "1")])
-@pytest.mark.parametrize("how", ["onnx", "python", "worker"])
+@pytest.mark.parametrize(
+    ("how", "setting", "seen"),
+    [
+        *(("onnx", setting, seen) for setting, seen in ((None, OFF), ("0", "0"), ("", ""), ("1", "1"))),
+        *((how, setting, seen) for how in ("python", "worker") for setting, seen in ((None, OFF), ("0", "0"))),
+    ],
+)
 def test_it_is_off_before_the_engine_is_imported_unless_the_operator_says_otherwise(
     tmp_path: Path, how: str, setting: str | None, seen: str
 ) -> None:

@@ -556,4 +556,4 @@ class Arbitration(RuleBasedStateMachine):
 
 
 TestArbitration = Arbitration.TestCase
-TestArbitration.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestArbitration.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)

@@ -320,4 +320,4 @@ class Ejections(RuleBasedStateMachine):
 
 
 TestEjections = Ejections.TestCase
-TestEjections.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestEjections.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)

@@ -441,7 +441,7 @@ models = st.dictionaries(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(
     st.lists(models, min_size=1, max_size=4),
     st.sets(st.sampled_from("abcdef")),

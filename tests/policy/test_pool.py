@@ -133,7 +133,7 @@ actions = st.lists(
 )
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(actions=actions, balancer=st.sampled_from(BALANCERS), eject_after=st.integers(0, 2), capacity=st.integers(1, 2))
 def test_ready_means_room_and_trust_and_always_somebody_is_trusted(
     actions: list[tuple[str, int, str]], balancer: str, eject_after: int, capacity: int

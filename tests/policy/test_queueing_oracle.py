@@ -181,5 +181,5 @@ class AgainstASortedList(RuleBasedStateMachine):
 def test_agrees_with_a_sorted_list(discipline: str) -> None:
     run_state_machine_as_test(
         lambda: AgainstASortedList(discipline),
-        settings=settings(max_examples=40, stateful_step_count=30, deadline=None),
+        settings=settings(max_examples=25, stateful_step_count=30, deadline=None),
     )

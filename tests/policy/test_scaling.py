@@ -198,7 +198,7 @@ def test_bounds_are_kept_from_the_first_answer(
             assert least <= run.instances <= least + more
 
 
-@settings(max_examples=12, deadline=None)  # hours each
+@settings(max_examples=6, deadline=None)  # hours each
 @given(LOADS, RULES)
 def test_a_load_that_stays_comes_to_rest(loads: list[tuple[float, float, float, int]], rule: Rule) -> None:
     """Whatever was before; rows in flight and busy instances are what they are however many instances there are."""

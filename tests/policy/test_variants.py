@@ -244,7 +244,7 @@ phases = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(candidates, phases, st.sampled_from([0.0, 0.85, 0.95]), st.booleans(), st.booleans())
 def test_whatever_happens(
     found: list[Candidate],

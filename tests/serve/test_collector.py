@@ -56,7 +56,7 @@ def ask(port: int, requests: int) -> None:
                 rest = rest[-14:].rpartition(b"OK")[2]
 
 
-@pytest.mark.parametrize(("thresholds", "requests", "collects"), [("ours", 15_000, False), ("python's", 2_500, True)])
+@pytest.mark.parametrize(("thresholds", "requests", "collects"), [("ours", 6_000, False), ("python's", 2_500, True)])
 def test_requests_cause_no_collection_and_only_code_is_frozen(thresholds: str, requests: int, *, collects: bool) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SERVE, str(models.DIGITS), thresholds],

@@ -131,7 +131,7 @@ def check(status: int, told: object, allowed: set[int]) -> bool:
     return status == 200
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(names, st.sampled_from([*ACTIONS, "none"]) | st.text(max_size=4), bodies)
 def test_the_control_port(doors: tuple[asyncio.Runner, Doors], name: str, action: str, body: bytes) -> None:
     async def one() -> None:
@@ -148,7 +148,7 @@ def test_the_control_port(doors: tuple[asyncio.Runner, Doors], name: str, action
     runner.run(one())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(names, st.sampled_from(["load", "load", "unload"]), bodies)
 def test_the_repository_routes(doors: tuple[asyncio.Runner, Doors], name: str, action: str, body: bytes) -> None:
     async def one() -> None:

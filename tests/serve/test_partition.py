@@ -369,7 +369,7 @@ shapes = st.lists(st.tuples(st.sampled_from(NUMBERS), st.lists(st.integers(0, 3)
 
 
 @pytest.mark.looptime(False)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows=st.integers(1, 40), part_rows=st.integers(1, 12), made=shapes, shared=st.booleans(), last=st.booleans())
 def test_parts_put_together_again_are_the_whole_byte_for_byte(
     rows: int, part_rows: int, made: list[tuple[DType, list[int]]], shared: bool, last: bool

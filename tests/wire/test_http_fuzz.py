@@ -67,7 +67,7 @@ def test_every_split_into_two_means_the_same_as_at_once(data: bytes) -> None:
         assert outcome(data[:at], data[at:]) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_random_splits_of_random_sequences_mean_the_same(data: st.DataObject) -> None:
     stream = b"".join(data.draw(st.lists(st.sampled_from(list(CORPUS.values())), min_size=1, max_size=6)))
@@ -82,7 +82,7 @@ WHOLE = st.sampled_from(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(WHOLE, min_size=2, max_size=8), st.booleans())
 def test_a_read_means_the_same_whatever_was_read_before(reads: list[bytes], at_once: bool) -> None:
     wires = []

@@ -127,7 +127,7 @@ def test_what_is_refused_without_the_offer_is_refused_with_it(status_and_rest: t
 PIECES = st.sampled_from([(offer, body) for offer in OFFERS for body in BODIES])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(PIECES, min_size=1, max_size=7), st.lists(st.integers(1, 2000), max_size=8), st.booleans())
 def test_in_whatever_pieces_it_comes_and_however_late_it_is_answered(
     offers: list[tuple[str, str]], cuts: list[int], at_once: bool

@@ -453,7 +453,7 @@ PARAMETERS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=125, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     PARAMETERS, st.lists(PARAMETERS, max_size=2), st.lists(st.sampled_from([-1, 0, 1, 2, 4, 2**40]), max_size=3), st.booleans()
 )
@@ -473,7 +473,7 @@ def test_any_parameters_are_answered_and_stay_within_the_region(
     os.ftruncate(memory.fd, 64)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(st.text(max_size=8), st.text(max_size=8), SIZES, SIZES)
 def test_any_registration_is_answered(name: str, key: str, offset: Any, size: Any) -> None:
     door = Door()

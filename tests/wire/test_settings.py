@@ -252,7 +252,7 @@ JSON = st.recursive(
 NAMES = st.sampled_from(["log_file", "log_info", "log_error", "log_verbose_level", "log_format", *TRACE, "x"])
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["/v2/logging", "/v2/trace/setting"]), st.dictionaries(NAMES, JSON, max_size=3))
 def test_any_settings_are_answered(kept: Kept, path: str, asked: dict[str, Any]) -> None:
     assert ask(post(path, msgspec.json.encode(asked))).status in (200, 400, 501)

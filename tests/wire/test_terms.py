@@ -475,7 +475,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     name=st.sampled_from([DEADLINE, PRIORITY, b"x-tenant-id", b"x-user"]),
     value=VALUES,

@@ -530,7 +530,7 @@ MODELS = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     asked.map(lambda made: json.dumps(made).encode()) | st.binary(max_size=20),
     st.sampled_from([model.model for model in MODELS]),

@@ -52,18 +52,17 @@ async def gives_each_request_its_own_rows(make: MakeInstance) -> None:
 
 async def carries_every_type_bit_for_bit(make: MakeInstance) -> None:
     """An identity model gives back what went in, of every element type: NaN payloads, empty bytes, zeros at their end."""
-    for dtype in DType:
-        signature = _identity(dtype)
-        instance = await _started(make, _runtime(signature, _same))
-        requests = [_request(number, [_sample(dtype, rows)]) for number, rows in enumerate((2, 1))]
-        result = await _run(instance, requests)
-        assert result.error is None, f"{instance.name}: {dtype.value} failed: {result.error}"
-        cutter = Cutter(signature, result.outputs, requests=len(requests))
-        for start, request in zip((0, 2), requests, strict=True):
-            (output,) = cutter.cut(start, request.ticket.rows, (0,))
-            assert bytes(output.data) == bytes(request.inputs[0].data), f"{instance.name}: {dtype.value} was changed"
-            assert tuple(output.shape) == tuple(request.inputs[0].shape)
-        await instance.stop()
+    instance = await _started(make, _runtime(_EVERY_TYPE, _same))
+    requests = [_request(number, [_sample(dtype, rows) for dtype in DType]) for number, rows in enumerate((2, 1))]
+    result = await _run(instance, requests)
+    assert result.error is None, f"{instance.name}: {result.error}"
+    cutter = Cutter(_EVERY_TYPE, result.outputs, requests=len(requests))
+    for start, request in zip((0, 2), requests, strict=True):
+        outputs = cutter.cut(start, request.ticket.rows, range(len(DType)))
+        for given, output in zip(request.inputs, outputs, strict=True):
+            assert bytes(output.data) == bytes(given.data), f"{instance.name}: {given.dtype.value} was changed"
+            assert tuple(output.shape) == tuple(given.shape)
+    await instance.stop()
 
 
 async def runs_models_without_a_batch_axis(make: MakeInstance) -> None:
@@ -78,20 +77,13 @@ async def runs_models_without_a_batch_axis(make: MakeInstance) -> None:
 
 async def turns_errors_into_results(make: MakeInstance) -> None:
     """Whatever the model raises or returns: `run` does not raise, the error says something, the next batch is unharmed."""
-    wrong: list[tuple[Function, str]] = [
-        (_raise_with_text, "out of luck"),
-        (_raise_without_text, "RuntimeError"),
-        (_raise_with_a_file_name, "cannot read caf\\udce9"),
-        (_raise_what_has_no_words, "_WordlessError"),
-        (_no_outputs, "output"),
-    ]
-    for function, clue in wrong:
-        instance = await _started(make, _runtime(_PAIR, function))
-        result = await _run(instance, [_pair_request(1, 2), _pair_request(2, 1)])
+    instance = await _started(make, _runtime(_PAIR, _wrong))
+    for number, (function, clue) in enumerate(_WRONG):
+        result = await _run(instance, [_pair_request(number, 2), _pair_request(number, 1)])
         assert result.error, f"{instance.name}: {function.__name__} gave a result without an error"
         assert clue in result.error, f"{instance.name}: the error {result.error!r} does not say {clue!r}"
         assert not result.outputs, f"{instance.name}: a failed batch has outputs"
-        await instance.stop()
+    await instance.stop()
 
     instance = await _started(make, _runtime(_SUM, _no_outputs))
     result = await _run(instance, [_sum_request()])
@@ -275,6 +267,12 @@ _PAIR = Signature(
     platform="fake",
 )
 _SUM = Signature((TensorSpec("x", DType.INT64, (3,)),), (TensorSpec("sum", DType.INT64, ()),), batched=False, platform="fake")
+_EVERY_TYPE = Signature(
+    tuple(TensorSpec(dtype.value, dtype, (-1, 3)) for dtype in DType),
+    tuple(TensorSpec(f"same {dtype.value}", dtype, (-1, 3)) for dtype in DType),
+    batched=True,
+    platform="fake",
+)
 
 
 _STREAM = Signature(
@@ -346,6 +344,22 @@ def _no_outputs(inputs: Sequence[Array]) -> list[Array]:
     return []
 
 
+_WRONG: Sequence[tuple[Function, str]] = (
+    (_raise_with_text, "out of luck"),
+    (_raise_without_text, "RuntimeError"),
+    (_raise_with_a_file_name, "cannot read caf\\udce9"),
+    (_raise_what_has_no_words, "_WordlessError"),
+    (_no_outputs, "output"),
+)
+
+
+def _wrong(inputs: Sequence[Array]) -> list[Array]:
+    """As the number of the request says."""
+    function, _ = _WRONG[int(np.asarray(inputs[1], np.int64)[0]) // 1000]
+    outputs: list[Array] = function(inputs)
+    return outputs
+
+
 def _text_for_numbers(inputs: Sequence[Array]) -> list[Array]:
     return [np.full(len(inputs[0]), "many", object), _pair(inputs)[1]]
 
@@ -359,19 +373,15 @@ async def _started(make: MakeInstance, runtime: Runtime) -> Instance:
     return await made if isinstance(made, Awaitable) else made
 
 
-def _identity(dtype: DType) -> Signature:
-    return Signature((TensorSpec("x", dtype, (-1, 3)),), (TensorSpec("y", dtype, (-1, 3)),), True, "fake")
-
-
 def _sample(dtype: DType, rows: int) -> Tensor:
     """Every bit pattern is fair for a number; BOOL takes 0 and 1; BYTES are any bytes."""
     if dtype is DType.BYTES:
         any_bytes = np.array([[b"", b"\xff\xd8 \0 zw\xc3\xb6lf", b"a\0b\0\0"]] * rows, dtype=object)
-        return Tensor("x", dtype, (rows, 3), to_bytes(dtype, any_bytes))
+        return Tensor(dtype.value, dtype, (rows, 3), to_bytes(dtype, any_bytes))
     noise = np.random.default_rng(rows).integers(0, 256, rows * 3 * dtype.itemsize, np.uint8)
     if dtype is DType.BOOL:
         noise &= 1
-    return Tensor("x", dtype, (rows, 3), noise.tobytes())
+    return Tensor(dtype.value, dtype, (rows, 3), noise.tobytes())
 
 
 def _pair_request(number: int, rows: int) -> Request:

@@ -131,7 +131,7 @@ def test_the_table_of_fields_is_that_of_tritons_own_client() -> None:
     assert len(ours) > 150
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(message_of(model_config_pb2.ModelConfig.DESCRIPTOR), st.booleans(), st.booleans(), st.booleans())
 def test_what_is_printed_is_read(fields: dict[str, Any], one_line: bool, brackets: bool, ascii_only: bool) -> None:
     message = model_config_pb2.ModelConfig(**fields)
@@ -148,7 +148,7 @@ def test_what_is_printed_is_read(fields: dict[str, Any], one_line: bool, bracket
     assert {field.name for field, _ in message.ListFields()} - known == {name for name in others if "." not in name}
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.one_of(
         st.text(), st.tuples(st.sampled_from(["", " "]), st.lists(st.sampled_from(WORDS))).map(lambda one: one[0].join(one[1]))
@@ -160,7 +160,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert found is not None or refusal.startswith("some.pbtxt:")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from([*WORDS, "maxBatchSize"]),

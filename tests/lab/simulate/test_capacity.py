@@ -17,7 +17,7 @@ from dlproxy.lab.simulate.what_if import Change, Today, parse_change
 NOTHING = Change("")
 
 
-def today(service: str, rate: float, slo: str, *, max_batch: int = 16, duration_s: float = 3.0) -> Today:
+def today(service: str, rate: float, slo: str, *, max_batch: int = 16, duration_s: float = 1.5) -> Today:
     """Poisson arrivals at one instance of a model with these times."""
     model = plan_model("m", ModelConfig(path="m.onnx", slo=slo, max_batch=max_batch, instances=1), service)
 
@@ -109,7 +109,7 @@ def _slow(load: Today) -> object:
 
 def test_the_command_prints_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
-    model = ["m", "--service=m=base=10ms,row=0.5ms,cv=0.1", "--slo=p99=50ms", "--rate=300", "--duration=5"]
+    model = ["m", "--service=m=base=10ms,row=0.5ms,cv=0.1", "--slo=p99=50ms", "--rate=300", "--duration=2"]
     assert main(["simulate", *model, "--capacity=3x", f"--json={out}"]) == OK
     said = capsys.readouterr().out
     found = json.decode(out.read_bytes(), type=Capacity)

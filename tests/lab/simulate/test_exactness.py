@@ -26,7 +26,7 @@ def assert_same(first: Outcome, second: Outcome) -> None:
         assert second.ends[number][1] == pytest.approx(at, abs=NANO), f"request {number}"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     instances=st.integers(1, 3),
@@ -42,7 +42,7 @@ def test_the_simulator_does_what_the_driver_does_when_it_does(
     assert_same(live(scene), simulated(scene))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     max_batch=st.sampled_from([1, 2, 4, 16, 100]),
@@ -105,7 +105,7 @@ def test_a_comparison_finds_a_batch_that_is_a_microsecond_longer() -> None:
         assert_same(live(one), simulated(other))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     instances=st.integers(1, 3),

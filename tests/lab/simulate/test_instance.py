@@ -98,7 +98,7 @@ def test_faults_last_until_they_are_taken_back() -> None:
 # Behind a driver
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     instances=st.integers(1, 3),

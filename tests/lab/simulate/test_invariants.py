@@ -102,7 +102,7 @@ def built(scenario: Scenario, tally: NotedTally) -> Simulation:
         return build(scenario, tally)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(scenario=scenarios())
 def test_every_simulation_is_sound(scenario: Scenario) -> None:
     tally = NotedTally(DURATION_S, objective_s=0.050)

@@ -18,14 +18,15 @@ from dlproxy.policy.lane import Lane
 
 GPU = (8e-3, 1.5e-6)  # seconds of a batch, and of each token in it
 CPU = (0.2e-3, 60e-6)
-SECONDS = 8.0
+SECONDS, REQUESTS = 8.0, 48_000  # that a run lasts or takes, whichever comes first
 
 
 @cache
-def run(cost: tuple[float, float], rate: float, max_padding: float, seconds: float = SECONDS) -> Result:
+def run(cost: tuple[float, float], rate: float, max_padding: float) -> Result:
     """Requests at this rate on one instance, whose batches vary by 5 %."""
     base_s, token_s = cost
     random = np.random.default_rng(1)
+    seconds = min(SECONDS, REQUESTS / rate)
     count = int(rate * seconds)
     due = np.cumsum(random.exponential(1 / rate, count)).tolist()
     lengths = np.clip(random.lognormal(np.log(40), 0.9, count), 3, 512).astype(int).tolist()

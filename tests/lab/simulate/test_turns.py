@@ -149,7 +149,7 @@ scenes = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(scene=scenes)
 def test_a_simulated_node_takes_the_turns_that_drivers_take(scene: Scene) -> None:
     outcomes, _, _ = simulated(scene)
@@ -158,7 +158,7 @@ def test_a_simulated_node_takes_the_turns_that_drivers_take(scene: Scene) -> Non
         assert_same(outcome, outcomes[name])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(scene=scenes)
 def test_batches_never_use_more_cores_than_there_are_and_all_is_answered(scene: Scene) -> None:
     outcomes, models, simulation = simulated(scene)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dlproxy.lab.tune.placement.delay import LEAST_LOAD, TOLERANCE, curve, mean_response_s
 
-ROWS = 60_000
+ROWS = 30_000
 HULL = 0.1  # the formula, a minimum of two, bends the wrong way where they cross, and is too high there: the hull lies below
 
 

@@ -39,7 +39,7 @@ from .machine import CHANGES, VALUES, Change, LaneMachine
 LENGTH = 30
 COMBINATIONS = list(product(DISCIPLINES, BALANCERS))
 EXAMPLES = -(
-    -int(os.environ.get("DLPROXY_LANES", "560")) // len(COMBINATIONS)
+    -int(os.environ.get("DLPROXY_LANES", "280")) // len(COMBINATIONS)
 )  # of each of the 56 combinations, others each time
 
 
@@ -422,13 +422,13 @@ class TakesMore(Lane):
 class Caught:
     """A lane with a bug, what is said of it, and knobs without which the bug shows too rarely.
 
-    `seed`: with which it shows soon, where others take some hundreds of examples.
+    `seed`: with which it shows within some tens of examples, where others take some hundreds.
     """
 
     lane: type[Lane]
     says: str
     always: dict[str, Any] = field(default_factory=dict)
-    examples: int = 20_000
+    examples: int = 150
     seed: int | None = None
 
 
@@ -447,24 +447,24 @@ BUGS = [
         seed=1,
     ),
     Caught(LosesWithTheInstance, "batches run, not|wait while", seed=1),
-    Caught(CancelsTwice, "is rejected, but is", seed=6),
+    Caught(CancelsTwice, "is rejected, but is", seed=3),
     Caught(LosesTheQueueWithItsDiscipline, "are queued, not", seed=8),
-    Caught(CompletesHedgedTwice, "should complete|but is Where.ANSWERED", HEDGED, seed=2),
-    Caught(FailsWithTheFirstOfTwo, "while it runs|but is Where.RUNS|but is Where.ANSWERED", HEDGED, seed=1),
-    Caught(HedgesPastDeadlines, "past its deadline|rows in a batch", HEDGED, seed=1),
+    Caught(CompletesHedgedTwice, "should complete|but is Where.ANSWERED", HEDGED, seed=1),
+    Caught(FailsWithTheFirstOfTwo, "while it runs|but is Where.RUNS|but is Where.ANSWERED", HEDGED, seed=7),
+    Caught(HedgesPastDeadlines, "past its deadline|rows in a batch", HEDGED, seed=3),
     Caught(RemembersThoseWhoLeft, "a ticket is remembered", HEDGED, seed=3),
-    Caught(IgnoresTheBudget, "runs again, which nothing may|a third run", seed=1),
+    Caught(IgnoresTheBudget, "runs again, which nothing may|a third run", seed=2),
     Caught(NeverRetries, "fails without a second try|another one's fault", seed=1),
     Caught(TrustsTheEjected, "is ejected, but gets a batch|are ready, not", LIVELY, seed=1),
-    Caught(ProbesTwice, "is half-open, but gets a second batch|are ready, not", LIVELY, seed=3),
+    Caught(ProbesTwice, "is half-open, but gets a second batch|are ready, not", LIVELY, seed=7),
     Caught(NeverEjects, "is not ejected", LIVELY, seed=1),
-    Caught(ForgetsTheProbe, "no wake-up for", LIVELY, seed=2),
-    Caught(HoldsBackForEver, "while an instance idles", QUEUEING, seed=1),
-    Caught(DisplacesForNothing, "are queued, not", {"max_queue_rows": 4}, seed=3),
+    Caught(ForgetsTheProbe, "no wake-up for", LIVELY, seed=3),
+    Caught(HoldsBackForEver, "while an instance idles", QUEUEING, seed=7),
+    Caught(DisplacesForNothing, "are queued, not", {"max_queue_rows": 4}, seed=2),
     Caught(DisplacesEquals, "gave way to nobody", {"max_queue_rows": 4}, seed=1),
     Caught(StartsTwoInATurn, "a turn led to", {"arbitrated": True}, seed=2),
-    Caught(ForgetsToPass, "passed on 0 times", {"arbitrated": True}, seed=1),
-    Caught(KeepsALateTurn, "passed on 0 times", seed=1),
+    Caught(ForgetsToPass, "passed on 0 times", {"arbitrated": True}, seed=2),
+    Caught(KeepsALateTurn, "passed on 0 times", seed=3),
     Caught(NeverWants, "while an instance idles|nothing ends the wait", {"arbitrated": True}, seed=1),
     Caught(WantsAgainAndAgain, "knows already", {"arbitrated": True}, seed=1),
     Caught(LimitsThoseWithDeadlines, "without a deadline", {"adaptive_limit": True, "max_batch": 1}, seed=1),
@@ -477,15 +477,15 @@ BUGS = [
     ),
     Caught(ForgivesCrashes, "fails without another try", CRASHING, seed=2),
     Caught(WaitsOutOutages, "wait for nobody|no wake-up|past its deadline", CRASHING, seed=1),
-    Caught(  # the last: an assertion of the lane's own, which says nothing
+    Caught(
         FailsAtOnce,
-        r"isinstance|fails without another try|no wake-up for the end of the outage|^\s*Failing test case",
+        "isinstance|fails without another try|no wake-up for the end of the outage",
         CRASHING,
         seed=2,
     ),
     Caught(BreaksPromises, "were to be answered by now", seed=1),
     Caught(SleepsOverPromises, "no wake-up for the promise", seed=1),
-    Caught(TakesMore, r"taken although the model goes|^\s*Failing test case", seed=3),  # the last: as FailsAtOnce
+    Caught(TakesMore, "taken although the model goes", seed=1),
     Caught(DrawsItsOwnNumbers, "answered otherwise in a replay|never answered", seed=1),
 ]
 

@@ -109,7 +109,7 @@ def test_no_short_text_is_refused_that_a_plain_fifo_would_have_served_in_time(
     prior: list[Point] = [(1, length, truth(1, length)) for length in calibrated[1:]]
     if len(calibrated) == 2:  # warm-up does not say of which length
         prior = [(rows, truth(rows, calibrated[1])) for rows in (1, 2, 4)]
-    arrivals = texts(random, truth, load, 600)
+    arrivals = texts(random, truth, load, 400)
     for noise in (0.0, 0.05):
         factors = [max(random.gauss(1.0, noise), 0.3) for _ in arrivals]
         fifo = in_time_first_come(arrivals, truth, factors)
@@ -150,7 +150,7 @@ def test_no_batch_takes_twice_its_budget_from_a_wrong_calibration(wrong: float) 
     for name, truth in TRUTHS.items():
         random = Random(3)
         prior: list[Point] = [(rows, wrong * truth(rows, 8)) for rows in (1, 2, 4)]
-        served = Served(Lane(knobs(), prior), texts(random, truth, 3.0, 2000), truth, random, 0.0)
+        served = Served(Lane(knobs(), prior), texts(random, truth, 3.0, 1000), truth, random, 0.0)
         assert served.longest_s <= 2 * 0.46 * SLO_S, name
 
 

@@ -30,7 +30,7 @@ def test_the_lane_keeps_its_invariants(always: dict[str, Any]) -> None:
         begins_with: ClassVar[dict[str, Any]] = always
 
     thorough = settings(
-        max_examples=30, stateful_step_count=30, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
+        max_examples=15, stateful_step_count=30, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
     )
     run_state_machine_as_test(Machine, settings=thorough)
 

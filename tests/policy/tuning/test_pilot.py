@@ -15,7 +15,7 @@ from tests.policy.tuning.lanes import KNOBS, SPACE, window
 from tests.policy.tuning.machine import Fickle, Host
 
 TestHost = Host.TestCase
-TestHost.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestHost.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 MORE = {**KNOBS, "instances": 2}
 WIDE = {**KNOBS, "threads": 2}

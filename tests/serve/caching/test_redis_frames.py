@@ -57,7 +57,7 @@ def test_an_answer_belongs_to_its_key() -> None:
     assert _read(sealed(KEY, body_of(_kept(Y), 100.0), compress=False), key=KEY[::-1]) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_change_of_any_byte_is_noticed(data: st.DataObject) -> None:
     frame = data.draw(st.sampled_from(FRAMES))
@@ -69,7 +69,7 @@ def test_a_change_of_any_byte_is_noticed(data: st.DataObject) -> None:
     assert opened(KEY, frame + frame[at:]) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200))
 def test_whatever_stands_there_raises_nothing(junk: bytes) -> None:
     assert opened(KEY, junk) is None

@@ -364,7 +364,7 @@ LIKELY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(LIKELY, PARAMETERS), st.lists(st.one_of(LIKELY, PARAMETERS), max_size=2), st.booleans())
 def test_any_parameters_are_answered_and_stay_within_the_region(
     door: Door, memory: str, of_input: dict[str, Any], of_outputs: list[dict[str, Any]], sent: bool

@@ -193,7 +193,7 @@ def test_a_catalog_that_changes_is_followed_at_once() -> None:
     assert ask(of, "ModelInfer", raw(A, B)).status is Status.NOT_FOUND
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(st.lists(mutated(), max_size=5), st.data())
 def test_every_call_ends_whatever_comes(messages: list[bytes], data: st.DataObject) -> None:
     echoes = [EchoService(PAIR, model=name) for name in "mn"]

@@ -377,7 +377,7 @@ def _as_told(asked: Asked) -> Any:
     return inputs, tuple(request.outputs), request.id, request.params, request.model, of_ticket, asked.terms, asked.empty_final
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(st.lists(mutated(), min_size=1, max_size=6))
 def test_whatever_comes_is_answered_or_refused_and_memory_never_changes_what_it_says(messages: list[bytes]) -> None:
     remembering, forgetful = decoder(PAIR, PAIR), decoder(PAIR, PAIR, remembers=False)

@@ -238,7 +238,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(message)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(mutated() | st.binary(max_size=40), st.sampled_from(METHODS))
 def test_whatever_bytes_come_there_is_a_status(message: bytes, method: str) -> None:
     found = Client(*MODELS_TO_FUZZ).begin(f"{PREDICTION}/{method}", message)

@@ -31,7 +31,7 @@ LONGEST_S = 2.0  # of CPU time for one request: other programs cost none
 ISSUER, AUDIENCE = "https://login.example", "dlproxy"
 SIGNER = ec.generate_private_key(ec.SECP256R1())
 
-fuzzed = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzzed = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

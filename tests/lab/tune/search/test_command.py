@@ -2,6 +2,7 @@
 
 import signal
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from dlproxy.cli import main
 from dlproxy.cli import tune as command
 from dlproxy.config import load
 from dlproxy.lab.load.run import Interrupt
-from dlproxy.lab.tune.search import trials
+from dlproxy.lab.tune.search import trials, tune
+from dlproxy.lab.tune.search.predict import Predictor
 from dlproxy.lab.tune.search.problem import TuneError
 from dlproxy.lab.tune.search.state import State
 from dlproxy.lab.tune.search.tune import Tuning
@@ -38,6 +40,7 @@ def test_a_whole_tuning_with_ctrl_c_in_its_midst_and_resumed(
             if Pressing.steps == 6:
                 signal.raise_signal(signal.SIGINT)
 
+    monkeypatch.setattr(tune, "Predictor", partial(Predictor, requests=300))
     monkeypatch.setattr(trials, "LEAST_REQUESTS", 40)
     monkeypatch.setattr(trials, "ROUNDS", ((2, 1.0), (2, 1.0)))
     asked = ["tune", *_config(tmp_path), "--slo", "p99=200ms", "--rate", "40", "--budget", "10s"]
@@ -87,7 +90,10 @@ def test_ctrl_c_before_anything_is_known(
         (0.050, 4000.0, r"cannot be met at 4,000 /s on 2 cores: up to .*/s it can; 4,000 /s are more than it can compute"),
     ],
 )
-def test_an_objective_that_cannot_be_met_is_answered_with_the_nearest(objective_s: float, rate: float, said: str) -> None:
+def test_an_objective_that_cannot_be_met_is_answered_with_the_nearest(
+    objective_s: float, rate: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "Predictor", partial(Predictor, requests=300))
     with Interrupt() as interrupt, pytest.raises(TuneError, match=said):
         Tuning(problem(rate, objective_s), State(None, {}), budget_s=1.0, show=Silent(), interrupt=interrupt).run()
 

@@ -48,7 +48,7 @@ archives = some.dictionaries(some.builds(Point, some.sampled_from(LAYOUTS), some
 
 
 @given(archives)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_nothing_beats_the_front_and_the_front_beats_the_rest(archive: dict[Point, Outcome]) -> None:
     kept = front(archive)
 
