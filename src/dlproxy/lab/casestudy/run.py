@@ -1,0 +1,244 @@
+"""A case study from what was asked to its record: finds out what the machine can do, and gives each side its day, round by round.
+
+Called by cli/casestudy.py. Not aware of: the command line, how a study is shown.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import cycle
+from pathlib import Path
+from platform import processor, python_version
+from time import monotonic, perf_counter
+from time import time as seconds_since_1970
+from typing import Protocol
+
+import numpy as np
+import onnxruntime
+from msgspec import Struct
+
+from dlproxy import __version__
+from dlproxy.cores import usable_cores
+from dlproxy.lab.casestudy import servers
+from dlproxy.lab.casestudy.day import LOAD, PRIORITIES, Day, Kind, make_day
+from dlproxy.lab.casestudy.figures import PIXELS
+from dlproxy.lab.casestudy.record import DayRecord, Study, Turn, append
+from dlproxy.lab.casestudy.replay import Replayed, busiest_rps, replay
+from dlproxy.lab.casestudy.servers import Counted, Served
+from dlproxy.lab.casestudy.steps import FASTAPI, NAME, SIZE, TAKES, WHOLE, Goods, configuration, everything, ladder
+from dlproxy.lab.evaluate.server import process_cpu_s
+from dlproxy.lab.load.generator import Progress
+from dlproxy.lab.load.run import Interrupt, Watch
+from dlproxy.lab.load.settings import LoadError
+from dlproxy.steps.image import Decode, Normalise, Resize
+
+CLIENTS = 8
+TRIED = 64  # pictures by which the machine is measured
+OBJECTIVES, LEAST_OBJECTIVE_MS = 8.0, 50.0  # times what one client alone gets at the median
+SAMPLES = 40
+SECOND_S = 1.0
+
+
+class Picture(Struct, frozen=True):
+    """As a seller uploads it, and the number of its category."""
+
+    jpeg: bytes
+    right: int
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """What to do. `ablation`: each step by itself and on top of those before, beside the two ends. `objective_ms`: None: by what
+    the machine can do. `agent`: file of a trained one. `pictures`: so many, for a seed.
+    """
+
+    out: Path
+    rounds: int
+    length_s: float
+    seed: int
+    ablation: bool
+    objective_ms: float | None
+    agent: Path | None
+    goods: Goods
+    pictures: Callable[[int, int], Sequence[Picture]]
+    keep_hour: Callable[[str, Path], None]
+    """Writes what dlproxy itself tells of a day, by its control port, as a page."""
+
+
+class Shown(Protocol):
+    """Where one sees how far it is."""
+
+    watch: Watch
+
+    def part(self, name: str) -> None: ...
+
+
+def sides(asked: Asked) -> list[tuple[str, frozenset[str]]]:
+    """What takes turns besides FastAPI: names, and the steps of each."""
+    whole = (WHOLE, everything(asked.agent is not None))
+    rungs = ladder(asked.agent is not None)
+    return [*rungs[:-1], whole] if asked.ablation else [rungs[0], whole]
+
+
+def run(asked: Asked, interrupt: Interrupt, shown: Shown) -> Study:
+    """What was measured until it was over or interrupted, which lies in the folder as runs.jsonl. Raises LoadError, ResultError and
+    ServerError.
+    """
+    asked.out.mkdir(parents=True, exist_ok=True)
+    shown.part("what this machine can do")
+    record, day, pictures = _prepare(asked)
+    path = asked.out / "runs.jsonl"
+    append(path, record)
+    study = Study(day=record, turns=[])
+    turns: list[tuple[str, frozenset[str] | None]] = [(FASTAPI, None), *sides(asked)]
+    for number in range(asked.rounds):
+        first = number % len(turns)
+        for side, steps in [*turns[first:], *turns[:first]]:
+            shown.part(f"{side} ({number + 1} of {asked.rounds})")
+            turn = _turn(asked, study, day, pictures, side, steps, number, interrupt, shown)
+            if interrupt.pressed:
+                return study
+            study.turns.append(turn)
+            append(path, turn)
+    return study
+
+
+def _prepare(asked: Asked) -> tuple[DayRecord, Day, Sequence[Picture]]:
+    tried = asked.pictures(TRIED, asked.seed)
+    contents = [picture.jpeg for picture in tried]
+    service_ms = service_times(asked.goods, contents)
+    with servers.fastapi(asked.goods.classifier) as served:
+        _, alone = busiest_rps(served.door, cycle(contents), clients=1, seconds=2.0)
+        busiest, _ = busiest_rps(served.door, cycle(contents), clients=CLIENTS, seconds=4.0)
+    if not alone.count or busiest <= 0.0:
+        raise LoadError("the shop's server answered nothing, so no load can be chosen")
+    day = make_day(mean_rps=LOAD * busiest, length_s=asked.length_s, seed=asked.seed)
+    pictures = asked.pictures(day.pictures, asked.seed)
+    usual_ms = float(f"{max(OBJECTIVES * alone.quantile_s(0.5) * 1e3, LEAST_OBJECTIVE_MS):.1g}")
+    record = DayRecord(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine={
+            "dlproxy": __version__,
+            "python": python_version(),
+            "processor": processor(),
+            "onnxruntime": onnxruntime.__version__,
+        },
+        cores=usable_cores(),
+        seed=asked.seed,
+        length_s=day.length_s,
+        sale_s=day.sale_s,
+        mean_rps=day.mean_rps,
+        busiest_rps=busiest,
+        objective_ms=asked.objective_ms or usual_ms,
+        service_ms=service_ms,
+        at_s=np.round(day.at_s, 5).tolist(),
+        kind=day.kind.tolist(),
+        picture=day.picture.tolist(),
+        right=[pictures[number].right for number in day.picture.tolist()],
+    )
+    return record, day, pictures
+
+
+def service_times(goods: Goods, contents: Sequence[bytes]) -> dict[str, float]:
+    """Milliseconds on one core, alone, one picture at a time: of each model file, and of a JPEG to the model's input."""
+    steps = (Decode(), Resize(size=SIZE), Normalise())
+
+    def pixels(jpeg: bytes) -> object:
+        given: object = np.array([jpeg], object)
+        for step in steps:
+            given = step(given)["image"]  # type: ignore[operator]
+        return given
+
+    found = {PIXELS: _median_ms(lambda number: pixels(contents[number % len(contents)]))}
+    inputs = [pixels(jpeg) for jpeg in contents[:8]]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    for name, path in goods.files.items():
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        found[name] = _median_ms(lambda number, session=session: session.run(None, {TAKES: inputs[number % len(inputs)]}))  # type: ignore[misc]
+    return found
+
+
+def _median_ms(work: Callable[[int], object]) -> float:
+    took = []
+    for number in range(SAMPLES):
+        begun = perf_counter()
+        work(number)
+        took.append(perf_counter() - begun)
+    return float(np.median(took)) * 1e3
+
+
+def _turn(
+    asked: Asked,
+    study: Study,
+    day: Day,
+    pictures: Sequence[Picture],
+    side: str,
+    steps: frozenset[str] | None,
+    number: int,
+    interrupt: Interrupt,
+    shown: Shown,
+) -> Turn:
+    """One side's day."""
+    if steps is None:
+        with servers.fastapi(asked.goods.classifier) as served:
+            replayed, cores = _replay(served, day, pictures, interrupt, shown)
+        answered = int((replayed.answer >= 0).sum())
+        counted = Counted({"classifier": answered, NAME: answered}, 0, [])
+        stems = {"classifier": "classifier"}
+    else:
+        tables = configuration(steps, asked.goods, objective_ms=study.day.objective_ms, agent=asked.agent)
+        stems = {name.removeprefix("models."): Path(table["path"]).stem for name, table in tables.items() if "path" in table}
+        folder = asked.out / side.replace("+ ", "with-").replace(" ", "-")
+        folder.mkdir(exist_ok=True)
+        with servers.dlproxy(tables, folder) as served:
+            replayed, cores = _replay(served, day, pictures, interrupt, shown)
+            assert served.control_url is not None
+            counted = servers.counted(served.url, served.control_url)
+            asked.keep_hour(served.control_url, folder / "day.html")
+    begun_at = seconds_since_1970() - (monotonic() - replayed.start_at)
+    return Turn(
+        round=number,
+        side=side,
+        steps=sorted(steps or ()),
+        latency_ms=np.round(np.nan_to_num(replayed.latency_s * 1e3, nan=-1.0), 2).tolist(),
+        answer=replayed.answer.tolist(),
+        variants=replayed.variants,
+        errors=replayed.errors,
+        said=replayed.said,
+        cores=cores,
+        rows=_rows(counted.rows, stems),
+        hits=counted.hits,
+        decisions=[(round(at - begun_at, 1), model, words) for at, model, words in counted.decisions if at >= begun_at],
+        generator_share=replayed.cpu_share,
+        late_p99_ms=replayed.late_p99_s * 1e3,
+    )
+
+
+def _rows(rows: Mapping[str, int], stems: Mapping[str, str]) -> dict[str, int]:
+    """By files: of models by theirs, of all pipelines as the pictures that became pixels."""
+    found: dict[str, int] = {}
+    for name, count in rows.items():
+        file = stems.get(name, PIXELS)
+        found[file] = found.get(file, 0) + count
+    return found
+
+
+def _replay(
+    served: Served, day: Day, pictures: Sequence[Picture], interrupt: Interrupt, shown: Shown
+) -> tuple[Replayed, list[float]]:
+    """With the cores that the server had busy in each second."""
+    seen: list[tuple[float, float]] = []
+
+    def watch(progress: Progress) -> bool:
+        now = monotonic()
+        if not seen or now - seen[-1][0] >= SECOND_S:
+            seen.append((now, process_cpu_s(served.pid)))
+        return shown.watch(progress) and not interrupt.pressed
+
+    def contents() -> Iterator[tuple[bytes, int]]:
+        for kind, picture in zip(day.kind.tolist(), day.picture.tolist(), strict=True):
+            yield pictures[picture].jpeg, PRIORITIES[Kind(kind)]
+
+    replayed = replay(served.door, day.at_s, contents(), day.length_s, watch)
+    end = replayed.start_at + day.length_s + SECOND_S
+    pairs = [pair for pair in zip(seen, seen[1:], strict=False) if pair[1][0] <= end]
+    return replayed, [round((cpu - before) / (at - since), 3) for (since, before), (at, cpu) in pairs]
