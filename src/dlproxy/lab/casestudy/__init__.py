@@ -1,1 +1,1 @@
-"""The case studies: whole days of an online shop, served as teams do it and by dlproxy, step by step. Called by cli/casestudy.py."""
+"""The case studies: days of an online shop, served as teams do it and by dlproxy, step by step. Called by cli/casestudy.py."""

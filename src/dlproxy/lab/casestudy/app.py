@@ -1,4 +1,4 @@
-"""What many teams have: FastAPI and ONNX Runtime with their defaults, an endpoint on FastAPI's threads. Knows nothing of dlproxy.
+"""What many teams have: FastAPI and ONNX Runtime with their defaults, an endpoint on its threads. No word of dlproxy.
 
 Started by servers.py as `uvicorn app:app`; CASESTUDY_MODEL names the file. Not aware of: load, priorities.
 """

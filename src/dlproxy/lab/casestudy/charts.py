@@ -54,9 +54,9 @@ def by_second(day: DayRecord, turn: Turn) -> Seconds:
 def pictures(day: DayRecord, turns: Mapping[str, Turn]) -> list[Figure]:
     """Of the days of two sides, by their names: the earlier one, and the one that it is compared with."""
     told = {side: by_second(day, turn) for side, turn in turns.items()}
-    first, last = list(told.values())[0], list(told.values())[-1]
+    first, *_, last = told.values()
     most = float(first.sent.max()) * HEADROOM
-    figures = [
+    return [
         _figure(
             day,
             "answered",
@@ -96,7 +96,6 @@ def pictures(day: DayRecord, turns: Mapping[str, Turn]) -> list[Figure]:
             "Of what was answered, in time or not.",
         ),
     ]
-    return figures
 
 
 def _sale_share(day: DayRecord, told: Seconds) -> str:

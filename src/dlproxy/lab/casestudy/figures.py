@@ -29,9 +29,9 @@ class Times(Struct, kw_only=True):
 
 
 class Figures(Struct, kw_only=True):
-    """Of one turn. Rates are answers within the objective per second. `useful`: core-seconds of those, each counted as its models
-    take alone on one core, by the cores' time; `at_first`: each counted as the shop's first model takes. `wrong`: of the pictures
-    that were answered, each counted once. The other shares are of all requests.
+    """Of one turn. Rates are answers within the objective per second. `useful`: core-seconds of those by the cores' time, each
+    counted as its models take alone on one core; `at_first`: as the shop's first model takes. `wrong`: of the pictures that
+    were answered, each counted once. The other shares are of all requests.
     """
 
     sale_rps: float
@@ -50,7 +50,7 @@ class Figures(Struct, kw_only=True):
 
 
 class Change(Struct, kw_only=True):
-    """`change`: by how much the one is above the other (-0.4: 40 % less), between `low` and `high` with 95 %; those are the same
+    """`change`: by how much `after` is above `before` (-0.4: 40 % less), between `low` and `high` with 95 %, which are the same
     where there is one round. `rounds`: of how many.
     """
 

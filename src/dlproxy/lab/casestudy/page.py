@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dlproxy.lab.casestudy import wording as words
 from dlproxy.lab.casestudy.charts import pictures
-from dlproxy.lab.casestudy.record import Study
 from dlproxy.lab.casestudy.day import LOAD
+from dlproxy.lab.casestudy.record import Study
 from dlproxy.lab.casestudy.steps import ELSEWHERE, FASTAPI, STEPS, WHOLE
 from dlproxy.lab.casestudy.wording import Table
 from dlproxy.lab.report import wording
@@ -98,8 +98,8 @@ def doubts(study: Study) -> list[str]:
     if late:
         worst = max(turn.late_p99_ms for turn in late)
         said.append(
-            f"in {len(late)} of {len(study.turns)} turns requests left late, up to {wording.duration(worst)} at p99, which their "
-            "response time includes: the machine was busy"
+            f"in {len(late)} of {len(study.turns)} turns requests left late, up to {wording.duration(worst)} at p99, which is "
+            "in their response time: the machine was busy"
         )
     return said
 
@@ -109,13 +109,14 @@ def how(study: Study) -> list[str]:
     day = study.day
     service = ", ".join(f"{name} {wording.duration(ms)}" for name, ms in day.service_ms.items())
     return [
-        f"{len(day.at_s):,} requests in {wording.duration(day.length_s * 1e3)}, JPEG in and category out, sent when they are due, "
-        "whatever the answers do; every side gets the same bytes at the same times, in turns, another side first in each round",
+        f"{len(day.at_s):,} requests in {wording.duration(day.length_s * 1e3)}, JPEG in and category out, sent when they are "
+        "due, whatever the answers do; every side gets the same bytes at the same times, in turns, another side first in each round",
         f"the shop's server answered {wording.rate(day.busiest_rps)} at most; the day's mean is {LOAD:g} of that "
-        f"({wording.rate(day.mean_rps)}), three times as much in its busiest hour as in its quietest, six times as much in the sale",
+        f"({wording.rate(day.mean_rps)}), three times as much in its busiest hour as in its quietest, six times as much "
+        "in the sale",
         f"the objective is {wording.duration(day.objective_ms)}; a response time counts from when a request was due",
-        f"useful core-seconds: an answer in time counts with what its models take alone on one core ({service}), a remembered answer "
-        f"with nothing; available are {day.cores} cores, of which the load generator has its part, too",
+        f"useful core-seconds: an answer in time counts with what its models take alone on one core ({service}), a remembered "
+        f"answer with nothing; available are {day.cores} cores, of which the load generator has its part, too",
         "of wrong categories each picture counts once, however often it was sent",
         "changes are geometric means of the ratios within a round, intervals are Student's t over the rounds",
         f"machine: {', '.join(f'{name} {value}' for name, value in day.machine.items() if value)}; started {day.started}",

@@ -1,11 +1,11 @@
-"""A case study from what was asked to its record: finds out what the machine can do, and gives each side its day, round by round.
+"""A case study from what was asked to its record: finds out what the machine can do, gives each side its day, round by round.
 
 Called by cli/casestudy.py. Not aware of: the command line, how a study is shown.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from platform import processor, python_version
 from time import monotonic, perf_counter
@@ -46,8 +46,8 @@ class Picture(Struct, frozen=True):
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """What to do. `ablation`: each step by itself and on top of those before, beside the two ends. `objective_ms`: None: by what
-    the machine can do. `agent`: file of a trained one. `pictures`: so many, for a seed.
+    """What to do. `ablation`: each step by itself and on top of those before, beside the two ends. `objective_ms`: None: by
+    what the machine can do. `agent`: file of a trained one. `pictures`: so many, for a seed.
     """
 
     out: Path
@@ -79,8 +79,8 @@ def sides(asked: Asked) -> list[tuple[str, frozenset[str]]]:
 
 
 def run(asked: Asked, interrupt: Interrupt, shown: Shown) -> Study:
-    """What was measured until it was over or interrupted, which lies in the folder as runs.jsonl. Raises LoadError, ResultError and
-    ServerError.
+    """What was measured until it was over or interrupted, which lies in the folder as runs.jsonl. Raises LoadError, ResultError
+    and ServerError.
     """
     asked.out.mkdir(parents=True, exist_ok=True)
     shown.part("what this machine can do")
@@ -240,5 +240,5 @@ def _replay(
 
     replayed = replay(served.door, day.at_s, contents(), day.length_s, watch)
     end = replayed.start_at + day.length_s + SECOND_S
-    pairs = [pair for pair in zip(seen, seen[1:], strict=False) if pair[1][0] <= end]
+    pairs = [pair for pair in pairwise(seen) if pair[1][0] <= end]
     return replayed, [round((cpu - before) / (at - since), 3) for (since, before), (at, cpu) in pairs]

@@ -42,8 +42,8 @@ STEPS = (
 )
 NAMES = tuple(step.name for step in STEPS)
 ELSEWHERE = {
-    "pruning, quantisation, fusion, precision": "tried by `dlproxy compress`, a recipe each, and judged by its gate: what it took is "
-    "the step compression",
+    "pruning, quantisation, fusion, precision": "tried by `dlproxy compress`, a recipe each, and judged by its gate: what it "
+    "took is the step compression",
     "GPU": "none is assumed: every side runs on the same cores; `device` is the knob",
     "network": "all sides are asked over the same loopback, a connection for each request under way; the bytes are the same",
     "data-parallel training": "of no effect on serving: benchmarks/learn/PARALLEL.md",

@@ -17,7 +17,7 @@ UNSURE, REACHED, MISSED = "reached, not surely", "reached", "missed"
 
 
 class Measure(Struct, frozen=True):
-    """One of the figures. `goal`: the change that the case asks for, None where it asks for none; `more`: whether more is better."""
+    """One of the figures. `goal`: the change that the case asks for, None where it asks for none; `more`: more is better."""
 
     name: str
     of: Callable[[Figures], float]
@@ -144,8 +144,8 @@ def sums(study: Study) -> list[str]:
         for one in alone:
             product *= 1.0 if one is None else 1.0 + one.change
         said.append(
-            f"{measure.name.partition(':')[0]}: the steps by themselves would multiply to {signed(product - 1.0)}, together they "
-            f"make {signed(whole.change)}"
+            f"{measure.name.partition(':')[0]}: the steps by themselves would multiply to {signed(product - 1.0)}, together "
+            f"they make {signed(whole.change)}"
         )
     return said
 
