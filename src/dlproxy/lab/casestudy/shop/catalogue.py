@@ -80,7 +80,7 @@ class Catalogue:
         return (unseen + 1 + int(random.integers(len(STYLES) - 1))) % len(STYLES)
 
     def upload(self, product: int, *, shot: int, size: int = 0) -> bytes:
-        """A JPEG, the same for the same product and shot (and build of Pillow). `size`: of its sides; 0: 96 to 256, by chance."""
+        """A JPEG, the same for the same numbers (and build of Pillow). `size`: of its sides; 0: 96 to 256 by chance."""
         random = np.random.default_rng([product, shot])
         drawing = self.drawing(product, self.style(product, shot))
         other = self.drawing(int(random.integers(len(self.products))), int(random.integers(len(STYLES))))

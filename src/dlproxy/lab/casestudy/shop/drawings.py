@@ -1,4 +1,4 @@
-"""Makes the packaged atlas of drawings (README.md): `python -m dlproxy.lab.casestudy.shop.drawings FOLDER`; users never need it.
+"""Makes the packaged atlas of drawings for maintainers: `python -m dlproxy.lab.casestudy.shop.drawings FOLDER` (README.md).
 
 FOLDER has the npm packages unpacked, each under its own name. Needs Pillow and resvg-py. Not aware of: uploads, models.
 """
@@ -16,7 +16,8 @@ from dlproxy.lab.casestudy.shop.catalogue import ACROSS, ATLAS, CATEGORIES, INDE
 
 GOODS = {
     "clothing": "tophat womans_hat billed_cap mortar_board necktie shirt jeans dress kimono bikini womans_clothes sari "
-    "lab_coat safety_vest scarf gloves coat socks one-piece_swimsuit briefs shorts martial_arts_uniform running_shirt_with_sash",
+    "lab_coat safety_vest scarf gloves coat socks one-piece_swimsuit briefs shorts martial_arts_uniform "
+    "running_shirt_with_sash",
     "shoes": "mans_shoe athletic_shoe high_heel sandal boot hiking_boot womans_flat_shoe ballet_shoes thong_sandal",
     "accessories": "school_satchel eyeglasses dark_sunglasses goggles purse handbag pouch briefcase luggage shopping_bags "
     "lipstick ring gem prayer_beads crown watch umbrella folding_hand_fan hair_pick ribbon",
@@ -38,8 +39,8 @@ GOODS = {
     "spiral_calendar_pad scissors lower_left_ballpoint_pen lower_left_fountain_pen lower_left_paintbrush lower_left_crayon "
     "pencil2 memo abacus package",
     "household": "door toilet shower bathtub couch_and_lamp bed lotion_bottle safety_pin broom basket roll_of_paper soap "
-    "sponge chair razor mirror window toothbrush candle mantelpiece_clock alarm_clock teapot amphora jar spoon fork_and_knife hocho "
-    "frame_with_picture thread yarn",
+    "sponge chair razor mirror window toothbrush candle mantelpiece_clock alarm_clock teapot amphora jar spoon "
+    "fork_and_knife hocho frame_with_picture thread yarn",
     "groceries": "tomato grapes melon watermelon tangerine lemon banana pineapple apple green_apple pear peach cherries "
     "strawberry kiwifruit coconut mango blueberries olive hot_pepper corn eggplant avocado cucumber potato carrot peanuts "
     "broccoli leafy_green garlic onion bell_pepper bread croissant baguette_bread bagel cheese_wedge butter canned_food egg "
