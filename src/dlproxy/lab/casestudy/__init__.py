@@ -1,1 +1,1 @@
-"""The case studies: days of an online shop, served as teams do it and by dlproxy, step by step. Called by cli/casestudy.py."""
+"""An online shop in a promotion, from the pictures of its goods to the figures of the day."""

@@ -17,8 +17,8 @@ FORMAT = 1
 
 class DayRecord(Struct, kw_only=True, tag="day"):
     """`at_s`, `kind`, `picture`, `right`: of each request, `right` the number of its category. `busiest_rps`: what the shop's
-    own server answers at most, by which the load was chosen. `service_ms`: of each model file on one core, alone, one picture at a
-    time, and of "pixels", a JPEG to the model's input.
+    own server answers at most, by which the load was chosen. `service_ms`: of each model on one core, alone, one picture at a time,
+    and of "pixels", a JPEG to the model's input.
     """
 
     format: int = FORMAT
@@ -40,7 +40,7 @@ class DayRecord(Struct, kw_only=True, tag="day"):
 
 class Turn(Struct, kw_only=True, tag="turn"):
     """One side's day. `latency_ms`: of each request, -1 without an answer; `answer`: the number of a category, or below 0 why
-    there is none (replay.py). `cores`: busy in each second. `rows`: that each model computed. `decisions`: (s, model, in words).
+    there is none (replay.py). `cores`: busy in each second. `rows`: that each model computed. `decisions`: (s, model, words).
     """
 
     round: int
