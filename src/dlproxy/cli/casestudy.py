@@ -27,7 +27,7 @@ def add_to(commands: Commands) -> None:
         "casestudy",
         help="live through a shop's promotion day, on FastAPI and on dlproxy, step by step",
         description="An online shop's image classifier on the day of a promotion: the same requests to FastAPI, as teams serve "
-        "it, and to dlproxy, in turns on this machine. Writes report.html, RESULTS.md and what was measured (runs.jsonl). Takes "
+        "it, and dlproxy, in turns on this machine. Writes report.html, RESULTS.md and what was measured (runs.jsonl). Takes "
         "a quarter of an hour; --quick two minutes; --full, which tries every step by itself and on top of others, 70 minutes.",
     )
     study.add_argument("case", choices=CASES, help="promotion: JPEG in, category out, a sale with six times the load")

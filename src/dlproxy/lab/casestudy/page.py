@@ -110,10 +110,11 @@ def how(study: Study) -> list[str]:
     service = ", ".join(f"{name} {wording.duration(ms)}" for name, ms in day.service_ms.items())
     return [
         f"{len(day.at_s):,} requests in {wording.duration(day.length_s * 1e3)}, JPEG in and category out, sent when they are "
-        "due, whatever the answers do; every side gets the same bytes at the same times, in turns, another side first in each round",
+        "due, whatever the answers do; every side gets the same bytes at the same times, in turns, another side first in "
+        "each round",
         f"the shop's server answered {wording.rate(day.busiest_rps)} at most; the day's mean is {LOAD:g} of that "
-        f"({wording.rate(day.mean_rps)}), three times as much in its busiest hour as in its quietest, six times as "
-        "much in the sale",
+        f"({wording.rate(day.mean_rps)}), three times as much in its busiest hour as in its quietest, six "
+        "times as much in the sale",
         f"the objective is {wording.duration(day.objective_ms)}; a response time counts from when a request was due",
         f"useful core-seconds: an answer in time counts with what its models take alone on one core ({service}), a remembered "
         f"answer with nothing; available are {day.cores} cores, of which the load generator has its part, too",

@@ -16,9 +16,9 @@ FORMAT = 1
 
 
 class DayRecord(Struct, kw_only=True, tag="day"):
-    """`at_s`, `kind`, `picture`, `right`: of each request, `right` the number of its category. `busiest_rps`: what the shop's
-    own server answers at most, by which the load was chosen. `service_ms`: of each model on one core, alone, one picture at a time,
-    and of "pixels", a JPEG to the model's input.
+    """`at_s`, `kind`, `picture`, `right`: of each request, `right` the number of its category. `busiest_rps`: what the
+    shop's own server answers at most, by which the load was chosen. `service_ms`: of each model on one core, alone, one
+    picture at a time, and of "pixels", a JPEG to the model's input.
     """
 
     format: int = FORMAT

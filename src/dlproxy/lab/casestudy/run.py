@@ -9,7 +9,6 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from platform import processor, python_version
 from time import monotonic, perf_counter
-from time import time as seconds_since_1970
 from typing import Protocol
 
 import numpy as np
@@ -194,7 +193,7 @@ def _turn(
             assert served.control_url is not None
             counted = servers.counted(served.url, served.control_url)
             asked.keep_hour(served.control_url, folder / "day.html")
-    begun_at = seconds_since_1970() - (monotonic() - replayed.start_at)
+    begun_at = datetime.now(UTC).timestamp() - (monotonic() - replayed.start_at)
     return Turn(
         round=number,
         side=side,

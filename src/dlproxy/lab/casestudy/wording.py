@@ -112,16 +112,16 @@ def ablation(study: Study) -> Table:
     """Each step by itself beside dlproxy alone, and on top of those before beside the rung below."""
     table = Table(["step", "", *(measure.name.partition(":")[0] for measure in FOUR)], [])
     table.rows += _rows(study, "dlproxy alone", f"beside {FASTAPI}", FASTAPI, ALONE)
-    before = ALONE
-    for number_, name in enumerate(NAMES):
-        table.rows += _rows(study, name, "by itself", ALONE, f"only {name}")
-        here = f"only {name}" if not number_ else f"+ {name}" if study.of(f"+ {name}") else WHOLE
-        if number_:
-            table.rows += _rows(study, name, "on top of those before", before, here)
-        if study.of(here):
-            before = here
-        if here == WHOLE:
-            break
+    whole = next(iter(study.of(WHOLE).values()), None)
+    last = [name for name in NAMES if whole is not None and name in whole.steps][-1:]
+    below = ALONE
+    for name in NAMES:
+        alone = f"only {name}"
+        table.rows += _rows(study, name, "by itself", ALONE, alone)
+        here = alone if name == NAMES[0] else WHOLE if [name] == last else f"+ {name}"
+        if here != alone:
+            table.rows += _rows(study, name, "on top of those before", below, here)
+        below = here
     table.rows += _rows(study, WHOLE, "beside dlproxy alone", ALONE, WHOLE)
     return table
 
