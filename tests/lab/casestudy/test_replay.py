@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from dlproxy.lab.load.generator import Progress
 
 
 class _Answers(BaseHTTPRequestHandler):
-    """The number that it is sent; `refuse`: 503; `lie`: something that is no number; `light`: by a variant; `break`: nothing."""
+    """The number that it is sent. refuse: 503, lie: something that is no number, light: by a variant, break: nothing."""
 
     protocol_version = "HTTP/1.1"
-    seen: list[tuple[str, str]] = []
+    seen: ClassVar[list[tuple[str, str]]] = []
 
     def do_POST(self) -> None:
         said = self.rfile.read(int(self.headers["Content-Length"])).decode()
