@@ -98,6 +98,7 @@ def _asked(args: argparse.Namespace) -> "Asked":
     if args.agent is not None and not args.agent.is_file():
         raise ConfigError(f"--agent {args.agent}: there is no such file; dlproxy learn train agent-dqn writes one")
     return Asked(
+        case=args.case,
         out=args.out,
         rounds=rounds,
         length_s=length_s,

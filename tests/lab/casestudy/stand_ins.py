@@ -43,6 +43,7 @@ def goods(folder: Path) -> Goods:
 def day_record(seed: int = 1, *, busiest_rps: float = 100.0) -> DayRecord:
     day = make_day(mean_rps=0.4 * busiest_rps, length_s=LENGTH_S, seed=seed)
     return DayRecord(
+        case="promotion",
         started="2026-01-01T00:00:00+00:00",
         machine={"dlproxy": "0"},
         cores=2,

@@ -45,6 +45,7 @@ def test_by_hand() -> None:
     assert found.useful == pytest.approx((7 * 2.0 + 5 * 10.0) * 1e-3 * (6 / 7) / (2 * 10.0))
     assert found.at_first == pytest.approx(6 * 12.0 * 1e-3 / 20.0)
     assert found.busy == pytest.approx(0.375)
+    assert found.cost_s == pytest.approx(1.5 / 6)
     assert found.at_once == 1
 
 

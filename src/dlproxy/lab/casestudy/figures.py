@@ -31,7 +31,8 @@ class Times(Struct, kw_only=True):
 class Figures(Struct, kw_only=True):
     """Of one turn. Rates are answers within the objective per second. `useful`: core-seconds of those by the cores' time, each
     counted as its models take alone on one core; `at_first`: as the shop's first model takes. `wrong`: of the pictures that
-    were answered, each counted once. The other shares are of all requests.
+    were answered, each counted once. The other shares are of all requests. `cost_s`: core-seconds that the server took for
+    each of those answers. `at_once`: the most of them that were under way at a time.
     """
 
     sale_rps: float
@@ -41,6 +42,7 @@ class Figures(Struct, kw_only=True):
     useful: float
     at_first: float
     busy: float
+    cost_s: float
     wrong: float
     in_time: float
     urgent_in_time: float
@@ -81,6 +83,7 @@ def figures(day: DayRecord, turn: Turn) -> Figures:
         useful=float(work_s * share / available_s),
         at_first=float(in_time.sum() * first_s / available_s),
         busy=sum(turn.cores) / max(len(turn.cores), 1) / day.cores,
+        cost_s=sum(turn.cores) / max(in_time.sum(), 1),
         wrong=_wrong(np.array(day.picture)[answered], (answer != np.array(day.right))[answered]),
         in_time=float(in_time.mean()),
         urgent_in_time=float(in_time[urgent].mean()),
@@ -107,7 +110,7 @@ def _wrong(picture: NDArray[np.int64], wrong: NDArray[np.bool_]) -> float:
 
 
 def _at_once(begun_s: NDArray[np.float64], took_s: NDArray[np.float64]) -> int:
-    """The most that were under way at the same time."""
+    """The most that had begun and not ended."""
     if not begun_s.size:
         return 0
     at = np.concatenate((begun_s, begun_s + took_s))

@@ -16,7 +16,7 @@ from dlproxy.lab.report import wording
 from dlproxy.lab.report.page import bullets, charts, header, page, section, table, text, write
 from dlproxy.lab.report.result import ResultError
 
-TITLE = "A promotion day"
+TITLES = {"promotion": "A promotion day", "advertisement": "A day of advertisements"}
 GENERATOR_BUSY, LATE_MS = 0.6, 10.0
 
 
@@ -37,7 +37,7 @@ def html(study: Study) -> str:
     last = {side: study.of(side)[max(study.of(side))] for side in (FASTAPI, WHOLE) if study.of(side)}
     decisions = [turn.decisions for side, turn in last.items() if side == WHOLE]
     return page(
-        TITLE,
+        TITLES[study.day.case],
         [
             header(_what(study), words.headline(study)),
             section("Warnings", bullets(said), style="warnings") if said else "",
@@ -55,7 +55,12 @@ def html(study: Study) -> str:
 
 def markdown(study: Study) -> str:
     """RESULTS.md."""
-    parts = [f"# {TITLE}", _what(study) + ".", f"**{words.headline(study)}**", *(f"Warning: {said}." for said in doubts(study))]
+    parts = [
+        f"# {TITLES[study.day.case]}",
+        _what(study) + ".",
+        f"**{words.headline(study)}**",
+        *(f"Warning: {said}." for said in doubts(study)),
+    ]
     parts += ["## What the case asks for", _markdown(words.goals(study))]
     parts += ["## The same days otherwise", _markdown(words.more(study))]
     parts += ["## What each step does", _markdown(words.ablation(study))]
@@ -126,7 +131,7 @@ def how(study: Study) -> list[str]:
 
 def _what(study: Study) -> str:
     sides = wording.count(len(study.sides()), "side")
-    return f"{TITLE}: {sides}, {wording.count(len(study.turns), 'day')} of {wording.duration(study.day.length_s * 1e3)} each"
+    return f"{TITLES[study.day.case]}: {sides}, {wording.count(len(study.turns), 'day')} of {wording.duration(study.day.length_s * 1e3)} each"
 
 
 def _remarks(study: Study) -> list[tuple[str, list[str]]]:

@@ -22,6 +22,7 @@ class DayRecord(Struct, kw_only=True, tag="day"):
     """
 
     format: int = FORMAT
+    case: str
     started: str
     machine: dict[str, Any]
     cores: int

@@ -49,6 +49,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     what the machine can do. `agent`: file of a trained one. `pictures`: so many, for a seed.
     """
 
+    case: str
     out: Path
     rounds: int
     length_s: float
@@ -113,6 +114,7 @@ def _prepare(asked: Asked) -> tuple[DayRecord, Day, Sequence[Picture]]:
     pictures = asked.pictures(day.pictures, asked.seed)
     usual_ms = float(f"{max(OBJECTIVES * alone.quantile_s(0.5) * 1e3, LEAST_OBJECTIVE_MS):.1g}")
     record = DayRecord(
+        case=asked.case,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         machine={
             "dlproxy": __version__,

@@ -6,7 +6,7 @@ Called by page.py. Not aware of: terminals, HTML, Markdown.
 from collections.abc import Callable
 from math import isnan
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from dlproxy.lab.casestudy.figures import Change, Figures, change
 from dlproxy.lab.casestudy.record import Study
@@ -46,8 +46,20 @@ THROUGHPUT = Measure("throughput: answers in time, in the sale", lambda one: one
 RESPONSE = Measure("response time: mean over the day", lambda one: one.day.mean, _ms, False, -0.40)
 UTILISATION = Measure("utilisation: useful core-seconds of all", lambda one: one.useful, percent, True, 0.20)
 ERRORS = Measure("error rate: wrong categories of what was answered", lambda one: one.wrong, percent, False, -0.15)
-FOUR = (THROUGHPUT, RESPONSE, UTILISATION, ERRORS)
+COST = Measure("resources: core-seconds for each answer in time", lambda one: one.cost_s, lambda value: _ms(value * 1e3), False)
+AT_ONCE = Measure("parallelism: under way at once, and answered in time", lambda one: float(one.at_once), number, True)
+ASKED = {
+    "promotion": (THROUGHPUT, RESPONSE, UTILISATION, ERRORS),
+    "advertisement": (
+        structs.replace(RESPONSE, goal=-0.20),
+        structs.replace(COST, goal=-0.20),
+        structs.replace(UTILISATION, goal=0.30),
+        structs.replace(AT_ONCE, goal=0.50),
+    ),
+}
 MORE = (
+    COST,
+    AT_ONCE,
     Measure("answers in time, over the day", lambda one: one.day_rps, rate, True),
     Measure("response time before the sale: mean", lambda one: one.calm.mean, _ms, False),
     Measure("response time before the sale: p99", lambda one: one.calm.p99, _ms, False),
@@ -59,8 +71,12 @@ MORE = (
     Measure("answered in time, of checkouts", lambda one: one.urgent_in_time, percent, True),
     Measure("refused at once", lambda one: one.refused, percent, False),
     Measure("without any answer", lambda one: one.lost, percent, False),
-    Measure("under way at once, and answered in time", lambda one: float(one.at_once), number, True),
 )
+
+
+def asked_for(study: Study) -> tuple[Measure, ...]:
+    """The figures of its case, with what that asks for."""
+    return ASKED[study.day.case]
 
 
 def verdict(measure: Measure, found: Change) -> str:
@@ -85,7 +101,7 @@ def _between(found: Change) -> str:
 def goals(study: Study) -> Table:
     """The figures of the case: FastAPI beside all steps."""
     table = Table(["", FASTAPI, WHOLE, "change", "95 %", "asked for", ""], [])
-    for measure in FOUR:
+    for measure in asked_for(study):
         found = change(study, FASTAPI, WHOLE, measure.of)
         if found is not None and measure.goal is not None:
             values = [measure.said(found.before), measure.said(found.after), signed(found.change), _between(found)]
@@ -97,7 +113,9 @@ def more(study: Study) -> Table:
     """Other figures of the same days, with dlproxy before any step between them."""
     sides = [side for side in (FASTAPI, ALONE, WHOLE) if study.of(side)]
     table = Table(["", *sides, f"{WHOLE} beside {FASTAPI}"], [])
-    for measure in (*FOUR, *MORE):
+    asked = asked_for(study)
+    known = {measure.name for measure in asked}
+    for measure in (*asked, *(measure for measure in MORE if measure.name not in known)):
         values = []
         for side in sides:
             own = change(study, side, side, measure.of)
@@ -110,7 +128,7 @@ def more(study: Study) -> Table:
 
 def ablation(study: Study) -> Table:
     """Each step by itself beside dlproxy alone, and on top of those before beside the rung below."""
-    table = Table(["step", "", *(measure.name.partition(":")[0] for measure in FOUR)], [])
+    table = Table(["step", "", *(measure.name.partition(":")[0] for measure in asked_for(study))], [])
     table.rows += _rows(study, "dlproxy alone", f"beside {FASTAPI}", FASTAPI, ALONE)
     whole = next(iter(study.of(WHOLE).values()), None)
     last = [name for name in NAMES if whole is not None and name in whole.steps][-1:]
@@ -127,7 +145,7 @@ def ablation(study: Study) -> Table:
 
 
 def _rows(study: Study, name: str, how: str, before: str, after: str) -> list[list[str]]:
-    found = [change(study, before, after, measure.of) for measure in FOUR]
+    found = [change(study, before, after, measure.of) for measure in asked_for(study)]
     cells = ["-" if one is None or isnan(one.change) else f"{signed(one.change)} ({_between(one)})" for one in found]
     return [[name, how, *cells]] if any(one is not None for one in found) else []
 
@@ -135,7 +153,7 @@ def _rows(study: Study, name: str, how: str, before: str, after: str) -> list[li
 def sums(study: Study) -> list[str]:
     """Whether the steps' gains by themselves make the gain of all of them."""
     said = []
-    for measure in FOUR:
+    for measure in asked_for(study):
         alone = [change(study, ALONE, f"only {name}", measure.of) for name in NAMES]
         whole = change(study, ALONE, WHOLE, measure.of)
         if whole is None or len([one for one in alone if one is not None]) < 2:
@@ -151,10 +169,10 @@ def sums(study: Study) -> list[str]:
 
 
 def without_effect(study: Study) -> list[str]:
-    """Steps that by themselves changed none of the four for the better by more than noise, with what they did."""
+    """Steps that by themselves changed none of the figures for the better by more than noise, with what they did."""
     said = []
     for name in NAMES:
-        found = [(measure, change(study, ALONE, f"only {name}", measure.of)) for measure in FOUR]
+        found = [(measure, change(study, ALONE, f"only {name}", measure.of)) for measure in asked_for(study)]
         known = [(measure, one) for measure, one in found if one is not None and not isnan(one.change)]
         better = [one for measure, one in known if (one.low > 0.0 if measure.more else one.high < 0.0)]
         if known and not better:
