@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from threading import Thread
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from dlproxy.lab.casestudy.replay import FAILED, NONE, REFUSED, Door, busiest_rps, replay
+from dlproxy.lab.casestudy.replay import FAILED, NONE, REFUSED, Door, Item, busiest_rps, replay
 from dlproxy.lab.load.generator import Progress
 
 
@@ -55,7 +56,7 @@ def _on(progress: Progress) -> bool:
 def test_each_request_has_its_answer_or_why_there_is_none(door: Door) -> None:
     contents = ["3", "refuse", "lie", "light", "break", "12"]
     at_s = np.linspace(0.0, 0.1, len(contents))
-    sent = ((said.encode(), number) for number, said in enumerate(contents))
+    sent = ((Item(said.encode(), 0), number) for number, said in enumerate(contents))
     found = replay(door, at_s, sent, 0.2, _on)
     assert found.answer.tolist() == [3, REFUSED, FAILED, 7, FAILED, 12]
     assert np.isnan(found.latency_s).tolist() == [False, True, False, False, True, False]
@@ -68,11 +69,11 @@ def test_each_request_has_its_answer_or_why_there_is_none(door: Door) -> None:
 
 def test_a_day_that_is_stopped_leaves_the_rest_without_an_answer(door: Door) -> None:
     at_s = np.array([0.0, 0.01, 50.0])
-    found = replay(door, at_s, iter([(b"1", 1), (b"2", 1), (b"3", 1)]), 60.0, lambda progress: progress.ok < 2)
+    found = replay(door, at_s, ((Item(said, 0), 1) for said in (b"1", b"2", b"3")), 60.0, lambda progress: progress.ok < 2)
     assert found.answer.tolist() == [1, 2, NONE]
 
 
 def test_what_a_server_can_do_is_counted(door: Door) -> None:
-    rate, latencies = busiest_rps(door, iter(lambda: b"5", None), clients=2, seconds=0.3)
+    rate, latencies = busiest_rps(door, repeat(Item(b"5", 0)), clients=2, seconds=0.3)
     assert rate > 0.0
     assert latencies.count == pytest.approx(rate * 0.3, abs=10)

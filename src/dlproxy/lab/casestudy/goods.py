@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlproxy.lab.casestudy.run import Picture
+from dlproxy.lab.casestudy.replay import Item
 from dlproxy.lab.casestudy.shop.catalogue import Catalogue
 from dlproxy.lab.casestudy.steps import Goods
 
 MODELS = Path(__file__).parent / "shop" / "models"
 
 
-def pictures(count: int, seed: int) -> Sequence[Picture]:
+def pictures(count: int, seed: int) -> Sequence[Item]:
     """That no model was trained on."""
     uploads = Catalogue.packaged().uploads(count, seed=seed, held_out=True)
-    return [Picture(upload.jpeg, upload.category) for upload in uploads]
+    return [Item(upload.jpeg, upload.category) for upload in uploads]
 
 
 def goods() -> Goods:

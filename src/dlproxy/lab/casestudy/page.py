@@ -131,7 +131,8 @@ def how(study: Study) -> list[str]:
 
 def _what(study: Study) -> str:
     sides = wording.count(len(study.sides()), "side")
-    return f"{TITLES[study.day.case]}: {sides}, {wording.count(len(study.turns), 'day')} of {wording.duration(study.day.length_s * 1e3)} each"
+    title = TITLES[study.day.case]
+    return f"{title}: {sides}, {wording.count(len(study.turns), 'day')} of {wording.duration(study.day.length_s * 1e3)} each"
 
 
 def _remarks(study: Study) -> list[tuple[str, list[str]]]:

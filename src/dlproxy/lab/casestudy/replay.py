@@ -24,18 +24,34 @@ DRAIN_S = 10.0
 START_S = 0.2
 
 
-class Door(Struct, frozen=True):
-    """Where and how a server is asked. `head`: the request's first lines, to which the content's length is added.
+class Item(Struct, frozen=True):
+    """What is asked about: a picture as it is uploaded, maybe with a text, and the number of its category."""
 
-    `read`: the number that an answer's body stands for. Raises ValueError.
+    jpeg: bytes
+    right: int
+    text: str = ""
+
+
+def picture_alone(item: Item) -> tuple[bytes, bytes]:
+    """No further headers, and the picture as the body."""
+    return b"", item.jpeg
+
+
+class Door(Struct, frozen=True):
+    """Where and how a server is asked. `head`: the request's first lines. `read`: the number that an answer's body stands for,
+    raises ValueError. `body`: of an item, with further lines of the head.
     """
 
     address: tuple[int, Any]
     head: bytes
     read: Callable[[bytes], int]
+    body: Callable[[Item], tuple[bytes, bytes]] = picture_alone
 
-    def request(self, content: bytes, priority: int) -> bytes:
-        return b"%bx-request-priority: %d\r\nContent-Length: %d\r\n\r\n%b" % (self.head, priority, len(content), content)
+    def request(self, item: Item, priority: int) -> bytes:
+        """All of it."""
+        more, body = self.body(item)
+        lines = (self.head, more, priority, len(body), body)
+        return b"%b%bx-request-priority: %d\r\nContent-Length: %d\r\n\r\n%b" % lines
 
 
 class Replayed(Struct, kw_only=True):
@@ -97,10 +113,8 @@ class _Replay(OpenLoop):
         self._number.pop(connection, None)
 
 
-def replay(
-    door: Door, at_s: NDArray[np.float64], contents: Iterator[tuple[bytes, int]], length_s: float, watch: Watch
-) -> Replayed:
-    """Send each of the contents, with its priority, at its time. Raises LoadError where no connection can be opened.
+def replay(door: Door, at_s: NDArray[np.float64], items: Iterator[tuple[Item, int]], length_s: float, watch: Watch) -> Replayed:
+    """Send each of the items, with its priority, at its time. Raises LoadError where no connection can be opened.
 
     Ends early where `watch` says so, or everything has begun to fail; what was not sent then has no answer.
     """
@@ -111,7 +125,7 @@ def replay(
         if not watch(progress):
             load.stop()
 
-    requests = (door.request(content, priority) for content, priority in contents)
+    requests = (door.request(item, priority) for item, priority in items)
     load = _Replay(at_s, door, requests, look)
     load.connect()
     gc.collect()
@@ -133,12 +147,12 @@ def replay(
     )
 
 
-def busiest_rps(door: Door, contents: Iterator[bytes], *, clients: int, seconds: float) -> tuple[float, Histogram]:
+def busiest_rps(door: Door, items: Iterator[Item], *, clients: int, seconds: float) -> tuple[float, Histogram]:
     """Answers per second that so many clients get who each wait for the last before they ask again, and their latencies.
 
     Raises LoadError.
     """
-    requests = (door.request(content, 4) for content in contents)
+    requests = (door.request(item, 4) for item in items)
     load = ClosedLoop(door.address, requests, lambda progress: None, connections=clients, drain_s=DRAIN_S, objective_s=None)
     load.connect()
     tally = load.run(monotonic(), 0.5, seconds).tally

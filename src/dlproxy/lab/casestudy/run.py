@@ -21,7 +21,7 @@ from dlproxy.lab.casestudy import servers
 from dlproxy.lab.casestudy.day import LOAD, PRIORITIES, Day, Kind, make_day
 from dlproxy.lab.casestudy.figures import PIXELS
 from dlproxy.lab.casestudy.record import DayRecord, Study, Turn, append
-from dlproxy.lab.casestudy.replay import Replayed, busiest_rps, replay
+from dlproxy.lab.casestudy.replay import Item, Replayed, busiest_rps, replay
 from dlproxy.lab.casestudy.servers import Counted, Served
 from dlproxy.lab.casestudy.steps import FASTAPI, NAME, SIZE, TAKES, WHOLE, Goods, configuration, everything, ladder
 from dlproxy.lab.evaluate.server import process_cpu_s
@@ -35,13 +35,6 @@ TRIED = 64  # pictures by which the machine is measured
 OBJECTIVES, LEAST_OBJECTIVE_MS = 8.0, 50.0  # times what one client alone gets at the median
 SAMPLES = 40
 SECOND_S = 1.0
-
-
-class Picture(Struct, frozen=True):
-    """As a seller uploads it, and the number of its category."""
-
-    jpeg: bytes
-    right: int
 
 
 class Asked(Struct, frozen=True, kw_only=True):
@@ -58,7 +51,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     objective_ms: float | None
     agent: Path | None
     goods: Goods
-    pictures: Callable[[int, int], Sequence[Picture]]
+    pictures: Callable[[int, int], Sequence[Item]]
     keep_hour: Callable[[str, Path], None]
     """Writes what dlproxy itself tells of a day, by its control port, as a page."""
 
@@ -101,13 +94,13 @@ def run(asked: Asked, interrupt: Interrupt, shown: Shown) -> Study:
     return study
 
 
-def _prepare(asked: Asked) -> tuple[DayRecord, Day, Sequence[Picture]]:
+def _prepare(asked: Asked) -> tuple[DayRecord, Day, Sequence[Item]]:
     tried = asked.pictures(TRIED, asked.seed)
     contents = [picture.jpeg for picture in tried]
     service_ms = service_times(asked.goods, contents)
     with servers.fastapi(asked.goods.classifier) as served:
-        _, alone = busiest_rps(served.door, cycle(contents), clients=1, seconds=2.0)
-        busiest, _ = busiest_rps(served.door, cycle(contents), clients=CLIENTS, seconds=4.0)
+        _, alone = busiest_rps(served.door, cycle(tried), clients=1, seconds=2.0)
+        busiest, _ = busiest_rps(served.door, cycle(tried), clients=CLIENTS, seconds=4.0)
     if not alone.count or busiest <= 0.0:
         raise LoadError("the shop's server answered nothing, so no load can be chosen")
     day = make_day(mean_rps=LOAD * busiest, length_s=asked.length_s, seed=asked.seed)
@@ -171,7 +164,7 @@ def _turn(
     asked: Asked,
     study: Study,
     day: Day,
-    pictures: Sequence[Picture],
+    pictures: Sequence[Item],
     side: str,
     steps: frozenset[str] | None,
     number: int,
@@ -224,7 +217,7 @@ def _rows(rows: Mapping[str, int], stems: Mapping[str, str]) -> dict[str, int]:
 
 
 def _replay(
-    served: Served, day: Day, pictures: Sequence[Picture], interrupt: Interrupt, shown: Shown
+    served: Served, day: Day, pictures: Sequence[Item], interrupt: Interrupt, shown: Shown
 ) -> tuple[Replayed, list[float]]:
     """With the cores that the server had busy in each second."""
     seen: list[tuple[float, float]] = []
@@ -235,11 +228,11 @@ def _replay(
             seen.append((now, process_cpu_s(served.pid)))
         return shown.watch(progress) and not interrupt.pressed
 
-    def contents() -> Iterator[tuple[bytes, int]]:
+    def items() -> Iterator[tuple[Item, int]]:
         for kind, picture in zip(day.kind.tolist(), day.picture.tolist(), strict=True):
-            yield pictures[picture].jpeg, PRIORITIES[Kind(kind)]
+            yield pictures[picture], PRIORITIES[Kind(kind)]
 
-    replayed = replay(served.door, day.at_s, contents(), day.length_s, watch)
+    replayed = replay(served.door, day.at_s, items(), day.length_s, watch)
     end = replayed.start_at + day.length_s + SECOND_S
     pairs = [pair for pair in pairwise(seen) if pair[1][0] <= end]
     return replayed, [round((cpu - before) / (at - since), 3) for (since, before), (at, cpu) in pairs]
