@@ -4,6 +4,7 @@ Called by cli/casestudy.py. Not aware of: the command line, how a study is shown
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -34,6 +35,7 @@ CLIENTS = 8
 TRIED = 64  # pictures by which the machine is measured
 OBJECTIVES, LEAST_OBJECTIVE_MS = 8.0, 50.0  # times what one client alone gets at the median
 SAMPLES = 40
+LEAST_REQUESTS = 50
 SECOND_S = 1.0
 
 
@@ -82,15 +84,17 @@ def run(asked: Asked, interrupt: Interrupt, shown: Shown) -> Study:
     append(path, record)
     study = Study(day=record, turns=[])
     turns: list[tuple[str, frozenset[str] | None]] = [(FASTAPI, None), *sides(asked)]
-    for number in range(asked.rounds):
-        first = number % len(turns)
-        for side, steps in [*turns[first:], *turns[:first]]:
-            shown.part(f"{side} ({number + 1} of {asked.rounds})")
-            turn = _turn(asked, study, day, pictures, side, steps, number, interrupt, shown)
-            if interrupt.pressed:
-                return study
-            study.turns.append(turn)
-            append(path, turn)
+    with suppress(KeyboardInterrupt):  # at a second Ctrl-C: what was measured counts
+        for number in range(asked.rounds):
+            first = number % len(turns)
+            for side, steps in [*turns[first:], *turns[:first]]:
+                if interrupt.pressed:
+                    return study
+                shown.part(f"{side} ({number + 1} of {asked.rounds})")
+                turn = _turn(asked, study, day, pictures, side, steps, number, interrupt, shown)
+                if not interrupt.pressed:  # else it was cut short
+                    study.turns.append(turn)
+                    append(path, turn)
     return study
 
 
@@ -104,6 +108,8 @@ def _prepare(asked: Asked) -> tuple[DayRecord, Day, Sequence[Item]]:
     if not alone.count or busiest <= 0.0:
         raise LoadError("the shop's server answered nothing, so no load can be chosen")
     day = make_day(mean_rps=LOAD * busiest, length_s=asked.length_s, seed=asked.seed)
+    if day.at_s.size < LEAST_REQUESTS:
+        raise LoadError(f"a day of {asked.length_s:g} s has {day.at_s.size} requests on this machine; give a longer --length")
     pictures = asked.pictures(day.pictures, asked.seed)
     usual_ms = float(f"{max(OBJECTIVES * alone.quantile_s(0.5) * 1e3, LEAST_OBJECTIVE_MS):.1g}")
     record = DayRecord(
