@@ -1,4 +1,4 @@
-"""Makes the shop's models again: `python -m dlproxy.lab.casestudy.shop.train FOLDER`, with the extras learn, compress and train.
+"""Makes the shop's models again: `python -m dlproxy.lab.casestudy.shop.train FOLDER`, with dlproxy[learn,train,steps].
 
 Called by the study's --full, too; what is packaged came of it. Not aware of: how a network is trained, or compressed.
 """
@@ -24,7 +24,7 @@ EXPERIMENTS, MODELS = (Path(__file__).with_name(name) for name in ("experiments"
 NAMES = ("classifier", "partner-a", "partner-b")  # of experiments, and of the models that they make
 LEARNT, HELD_OUT = 10_000, 3_000  # uploads
 SEED, JUDGING_SEED = 1, 2  # of uploads: for networks; and others, for judging those that are compressed
-OPTIONS = {"prune-channels": {"ratio": 0.3, "steps": 1, "epochs": 2}, "distil": {"width": 0.6, "epochs": 4}}
+OPTIONS = {"prune-channels": {"ratio": 0.3, "steps": 1, "epochs": 2}}  # of `dlproxy compress`
 RECIPES = ("clean", "fuse", "fp16", "bf16", "dynamic-int8", "static-int8", *OPTIONS)
 _ROWS = 100  # asked at once
 

@@ -50,7 +50,9 @@ class Scale(Struct, frozen=True):
 
 @cache
 def load(name: str) -> Data:
-    """Of DATA, or of a file; the same arrays each time, so nobody writes to them. Raises LearnError."""
+    """Of DATA, or of a file with `x`, and perhaps `label` (whole numbers, which become 0, 1 and so on) and `held_out` (bool); the
+    same arrays each time, so nobody writes to them. Raises LearnError.
+    """
     if name in DATA:
         return DATA[name](name)
     if not name.endswith(".npz"):
@@ -58,11 +60,12 @@ def load(name: str) -> Data:
     try:
         with np.load(Path(name), allow_pickle=False) as file:
             inputs = np.asarray(file["x"], np.float32)
-            targets = np.asarray(file["label"], np.int64) if "label" in file else np.zeros(len(inputs), np.int64)
+            labels = np.asarray(file["label"], np.int64) if "label" in file else np.zeros(len(inputs), np.int64)
             apart = np.asarray(file["held_out"], np.bool_) if "held_out" in file else None
     except (OSError, ValueError, KeyError) as error:
         raise LearnError(f"settings: data: {name} cannot be read: {error}") from error
-    if any(len(array) != len(inputs) for array in (targets, inputs if apart is None else apart)):
+    known, targets = np.unique(labels, return_inverse=True)
+    if any(array.shape != (len(inputs),) for array in (labels, labels if apart is None else apart)):
         raise LearnError(f"settings: data: {name}: x, label and held_out are not of as many rows")
     kind = "image" if inputs.ndim == 4 else "table"
     return Data(name=Path(name).stem, kind=kind, inputs=inputs, targets=targets, classes=len(np.unique(targets)), apart=apart)

@@ -64,6 +64,8 @@ def train(experiment: Experiment, place: Place) -> Run:
     """One seed, on all folds. The first fold's network leaves, and what it was measured on beside it. Raises LearnError."""
     wanted = checked(settings(experiment, Settings), experiment.name)
     data = sets.load(wanted.data)
+    if data.classes == 1 and wanted.network != "autoencoder":
+        raise LearnError(f"{wanted.data} has one class: give it an array label")
     with reproducible(seed=place.seed, threads=place.threads):
         if wanted.network == "gan":
             from dlproxy.lab.learn.networks.gan import train as train_gan
