@@ -50,8 +50,8 @@ class Scale(Struct, frozen=True):
 
 @cache
 def load(name: str) -> Data:
-    """Of DATA, or of a file with `x`, and perhaps `label` (whole numbers, which become 0, 1 and so on) and `held_out` (bool); the
-    same arrays each time, so nobody writes to them. Raises LearnError.
+    """Of DATA, or of a file with `x`, and perhaps `label` (whole numbers, which become 0, 1 and so on) and `held_out` (bool);
+    the same arrays each time, so nobody writes to them. Raises LearnError.
     """
     if name in DATA:
         return DATA[name](name)
@@ -68,7 +68,7 @@ def load(name: str) -> Data:
     if any(array.shape != (len(inputs),) for array in (labels, labels if apart is None else apart)):
         raise LearnError(f"settings: data: {name}: x, label and held_out are not of as many rows")
     kind = "image" if inputs.ndim == 4 else "table"
-    return Data(name=Path(name).stem, kind=kind, inputs=inputs, targets=targets, classes=len(np.unique(targets)), apart=apart)
+    return Data(name=Path(name).stem, kind=kind, inputs=inputs, targets=targets, classes=len(known), apart=apart)
 
 
 def held_out(data: Data) -> tuple[Places, Places]:
