@@ -42,6 +42,7 @@ class Upload(Struct, frozen=True):
     jpeg: bytes
     product: int
     category: int
+    shot: int
 
 
 class Catalogue:
@@ -89,11 +90,12 @@ class Catalogue:
     def uploads(self, n: int, *, seed: int, held_out: bool) -> list[Upload]:
         """Of products that are drawn alike often, with shots of one kind alone."""
         random = np.random.default_rng([seed, held_out])
-        found = []
-        for product, number in zip(random.integers(len(self.products), size=n), random.integers(_SHOTS, size=n), strict=True):
-            jpeg = self.upload(int(product), shot=2 * int(number) + held_out)
-            found.append(Upload(jpeg, int(product), self.categories[product]))
-        return found
+        chosen = random.integers(len(self.products), size=n).tolist()
+        shots = (2 * random.integers(_SHOTS, size=n) + held_out).tolist()
+        return [
+            Upload(self.upload(product, shot=shot), product, self.categories[product], shot)
+            for product, shot in zip(chosen, shots, strict=True)
+        ]
 
     def popularity(self, random: Generator, n: int) -> NDArray[np.int64]:
         """Products that `n` customers ask for, by Zipf's law; which are the popular ones is drawn, too."""
