@@ -18,7 +18,7 @@ app = FastAPI()
 session = onnxruntime.InferenceSession(os.environ["CASESTUDY_MODEL"])
 
 
-@app.post("/classify")
+@app.post("/classify")  # type: ignore[untyped-decorator] # FastAPI is not read
 def classify(image: Annotated[bytes, Body(media_type="image/jpeg")]) -> dict[str, int]:
     """The category of a picture, by its number."""
     try:

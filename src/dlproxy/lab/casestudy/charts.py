@@ -44,7 +44,7 @@ def by_second(day: DayRecord, turn: Turn) -> Seconds:
     cores[: len(turn.cores[:count])] = turn.cores[:count]
     return Seconds(
         sent=np.bincount(second, minlength=count).astype(np.float64),
-        in_time=np.bincount(second, weights=answered & (latency_ms <= day.objective_ms), minlength=count),
+        in_time=np.bincount(second[answered & (latency_ms <= day.objective_ms)], minlength=count).astype(np.float64),
         p99_ms=np.array([np.quantile(times, 0.99) if times.size else np.nan for times, _ in found]),
         right=np.array([rights.mean() if rights.size else np.nan for _, rights in found]),
         cores=cores,

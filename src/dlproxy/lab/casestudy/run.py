@@ -153,7 +153,7 @@ def service_times(goods: Goods, contents: Sequence[bytes]) -> dict[str, float]:
     options.intra_op_num_threads = 1
     for name, path in goods.files.items():
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        found[name] = _median_ms(lambda number, session=session: session.run(None, {TAKES: inputs[number % len(inputs)]}))  # type: ignore[misc]
+        found[name] = _median_ms(lambda number, session=session: session.run(None, {TAKES: inputs[number % len(inputs)]}))
     return found
 
 
@@ -190,9 +190,10 @@ def _turn(
         folder = asked.out / side.replace("+ ", "with-").replace(" ", "-")
         folder.mkdir(exist_ok=True)
         with servers.dlproxy(tables, folder) as served:
-            replayed, cores = _replay(served, day, pictures, interrupt, shown)
             assert served.control_url is not None
-            counted = servers.counted(served.url, served.control_url)
+            before = servers.counted(served.url, served.control_url)
+            replayed, cores = _replay(served, day, pictures, interrupt, shown)
+            counted = servers.counted(served.url, served.control_url).since(before)
             asked.keep_hour(served.control_url, folder / "day.html")
     begun_at = datetime.now(UTC).timestamp() - (monotonic() - replayed.start_at)
     return Turn(
@@ -207,7 +208,7 @@ def _turn(
         cores=cores,
         rows=_rows(counted.rows, stems),
         hits=counted.hits,
-        decisions=[(round(at - begun_at, 1), model, words) for at, model, words in counted.decisions if at >= begun_at],
+        decisions=[(round(at - begun_at, 1), model, words) for at, model, words in counted.decisions],
         generator_share=replayed.cpu_share,
         late_p99_ms=replayed.late_p99_s * 1e3,
     )

@@ -49,6 +49,11 @@ class Counted(Struct, frozen=True):
     hits: int
     decisions: list[tuple[float, str, str]]
 
+    def since(self, before: "Counted") -> "Counted":
+        """What came after that."""
+        rows = {name: count - before.rows.get(name, 0) for name, count in self.rows.items()}
+        return Counted(rows, self.hits - before.hits, [one for one in self.decisions if one not in before.decisions])
+
 
 def missing() -> list[str]:
     """What the shop's own server needs and is not installed."""

@@ -147,12 +147,14 @@ def _pipeline(name: str, goods: Goods | None) -> Tables:
         asked = {"when": "sure.unsure", "each": True}
         options = {"threshold": goods.threshold, "by": "margin"}
         tables[f"{step}.sure"] = {"call": "combine.confidence", "inputs": {"own": scores}, "options": options}
-        partners = [path.stem for path in goods.partners]
-        tables |= {f"{step}.{one}": {"model": one, "inputs": {TAKES: "pixels.image"}, **asked} for one in partners}
-        answers = {"own": scores, **{one.replace("-", "_"): f"{one}.{SCORES}" for one in partners}}
+        partners = {path.stem.replace("-", "_"): path.stem for path in goods.partners}
+        tables |= {
+            f"{step}.{name}": {"model": model, "inputs": {TAKES: "pixels.image"}, **asked} for name, model in partners.items()
+        }
+        answers = {"own": scores, **{name: f"{name}.{SCORES}" for name in partners}}
         tables[f"{step}.mean"] = {"call": "combine.average", "inputs": answers, **asked}
         scores = f"mean.scores | {scores}"
-    tables[f"{step}.best"] = {"call": "argmax", "inputs": {"scores": scores}}
+    tables[f"{step}.best"] = {"call": "argmax", "inputs": {"scores": scores}, **({} if goods is None else {"each": True})}
     return tables
 
 
