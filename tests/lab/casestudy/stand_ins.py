@@ -81,6 +81,7 @@ def turn(day: DayRecord, side: str, number: int, *, calm_ms: float, sale_in_time
         variants={},
         errors={},
         said={},
+        others=0.0,
         cores=[1.0] * int(day.length_s),
         rows={"pixels": int(answered.sum()), "classifier": int(answered.sum())},
         hits=0,

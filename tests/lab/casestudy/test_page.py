@@ -56,6 +56,16 @@ def test_one_round_reaches_nothing_surely() -> None:
     assert any("round only" in said for said in page.doubts(study))
 
 
+def test_what_went_wrong_and_who_else_had_the_cores_is_said() -> None:
+    study = stand_ins.study()
+    study.turns[0].errors = {"503 Service Unavailable": 5, "500 Internal Server Error": 2}
+    study.turns[0].said = {"500 Internal Server Error": "stage 'mean' failed"}
+    study.turns[1].others = 0.7
+    disturbed, failed = page.doubts(study)
+    assert "in 1 of 9 turns other programs had more than 0.1 of the cores, up to 0.7" in disturbed
+    assert failed == "FastAPI: 2 requests failed (500 Internal Server Error: stage 'mean' failed)"
+
+
 def test_a_worse_side_is_said_to_have_missed() -> None:
     study = stand_ins.study(("all steps", "dlproxy", "FastAPI"))
     assert {row[6] for row in wording.goals(study).rows} == {"missed"}

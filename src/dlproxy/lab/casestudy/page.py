@@ -17,7 +17,8 @@ from dlproxy.lab.report.page import bullets, charts, header, page, section, tabl
 from dlproxy.lab.report.result import ResultError
 
 TITLES = {"promotion": "A promotion day", "advertisement": "A day of advertisements"}
-GENERATOR_BUSY, LATE_MS = 0.6, 10.0
+GENERATOR_BUSY, LATE_MS, OTHERS = 0.6, 10.0, 0.1
+REFUSALS = ("503", "504", "429")  # of a server that knows what it has no time for; all else is a mistake
 
 
 def save(study: Study, folder: Path) -> list[Path]:
@@ -100,6 +101,13 @@ def doubts(study: Study) -> list[str]:
         said.append(
             f"in {len(busy)} of {len(study.turns)} turns the load generator used more than {GENERATOR_BUSY:.0%} of a core"
         )
+    if disturbed := [turn.others for turn in study.turns if turn.others > OTHERS]:
+        said.append(
+            f"in {len(disturbed)} of {len(study.turns)} turns other programs had more than {OTHERS:g} of the cores, up to "
+            f"{wording.number(max(disturbed))}: no figure here is to be relied on"
+        )
+    for side in study.sides():
+        said += _failed(study, side)
     if late:
         worst = max(turn.late_p99_ms for turn in late)
         said.append(
@@ -107,6 +115,21 @@ def doubts(study: Study) -> list[str]:
             "in their response time: the machine was busy"
         )
     return said
+
+
+def _failed(study: Study, side: str) -> list[str]:
+    """What went wrong with a side but for what it refused."""
+    found: dict[str, int] = {}
+    words_of: dict[str, str] = {}
+    for turn in study.of(side).values():
+        for kind, times in turn.errors.items():
+            found[kind] = found.get(kind, 0) + times
+        words_of |= turn.said
+    return [
+        f"{side}: {wording.count(times, 'request')} failed ({kind}{': ' * bool(words_of.get(kind))}{words_of.get(kind, '')})"
+        for kind, times in found.items()
+        if not kind.startswith(REFUSALS)
+    ]
 
 
 def how(study: Study) -> list[str]:
@@ -132,7 +155,7 @@ def how(study: Study) -> list[str]:
 def _what(study: Study) -> str:
     sides = wording.count(len(study.sides()), "side")
     title = TITLES[study.day.case]
-    return f"{title}: {sides}, {wording.count(len(study.turns), 'day')} of {wording.duration(study.day.length_s * 1e3)} each"
+    return f"{title}: {sides}, {len(study.turns)} days of {wording.duration(study.day.length_s * 1e3)} each"
 
 
 def _remarks(study: Study) -> list[tuple[str, list[str]]]:

@@ -41,7 +41,8 @@ class DayRecord(Struct, kw_only=True, tag="day"):
 
 class Turn(Struct, kw_only=True, tag="turn"):
     """One side's day. `latency_ms`: of each request, -1 without an answer; `answer`: the number of a category, or below 0 why
-    there is none (replay.py). `cores`: busy in each second. `rows`: that each model computed. `decisions`: (s, model, words).
+    there is none (replay.py). `cores`: that the server had busy in each second; `others`: that
+    other programs had, on average. `rows`: that each model computed. `decisions`: (s, model, words).
     """
 
     round: int
@@ -53,6 +54,7 @@ class Turn(Struct, kw_only=True, tag="turn"):
     errors: dict[str, int]
     said: dict[str, str]
     cores: list[float]
+    others: float
     rows: dict[str, int]
     hits: int
     decisions: list[tuple[float, str, str]]

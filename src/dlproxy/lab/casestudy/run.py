@@ -3,13 +3,15 @@
 Called by cli/casestudy.py. Not aware of: the command line, how a study is shown.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from itertools import cycle, pairwise
 from pathlib import Path
 from platform import processor, python_version
-from time import monotonic, perf_counter
+from time import monotonic, process_time, thread_time
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +37,7 @@ CLIENTS = 8
 TRIED = 64  # pictures by which the machine is measured
 OBJECTIVES, LEAST_OBJECTIVE_MS = 8.0, 50.0  # times what one client alone gets at the median
 SAMPLES = 40
+STAT = Path("/proc/stat")
 LEAST_REQUESTS = 50
 SECOND_S = 1.0
 
@@ -139,30 +142,32 @@ def _prepare(asked: Asked) -> tuple[DayRecord, Day, Sequence[Item]]:
 
 def service_times(goods: Goods, contents: Sequence[bytes]) -> dict[str, float]:
     """Milliseconds on one core, alone, one picture at a time: of each model file, and of a JPEG to the model's input."""
-    steps = (Decode(), Resize(size=SIZE), Normalise())
+    decode, resize, normalise = Decode(), Resize(size=SIZE), Normalise()
 
-    def pixels(jpeg: bytes) -> object:
-        given: object = np.array([jpeg], object)
-        for step in steps:
-            given = step(given)["image"]  # type: ignore[operator]
-        return given
+    def pixels(number: int) -> object:
+        given = np.array([contents[number % len(contents)]], object)
+        return normalise(resize(decode(given)["image"])["image"])["image"]
 
-    found = {PIXELS: _median_ms(lambda number: pixels(contents[number % len(contents)]))}
-    inputs = [pixels(jpeg) for jpeg in contents[:8]]
+    found = {PIXELS: _median_ms(pixels)}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    inputs = [{TAKES: pixels(number)} for number in range(8)]
     for name, path in goods.files.items():
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        found[name] = _median_ms(lambda number, session=session: session.run(None, {TAKES: inputs[number % len(inputs)]}))
+        found[name] = _median_ms(partial(_ask, session, inputs))
     return found
+
+
+def _ask(session: onnxruntime.InferenceSession, inputs: Sequence[Mapping[str, object]], number: int) -> object:
+    return session.run(None, inputs[number % len(inputs)])
 
 
 def _median_ms(work: Callable[[int], object]) -> float:
     took = []
     for number in range(SAMPLES):
-        begun = perf_counter()
+        begun = thread_time()  # of this thread, which computes it: what other programs do is not in it
         work(number)
-        took.append(perf_counter() - begun)
+        took.append(thread_time() - begun)
     return float(np.median(took)) * 1e3
 
 
@@ -180,7 +185,7 @@ def _turn(
     """One side's day."""
     if steps is None:
         with servers.fastapi(asked.goods.classifier) as served:
-            replayed, cores = _replay(served, day, pictures, interrupt, shown)
+            replayed, cores, others = _replay(served, day, pictures, interrupt, shown)
         answered = int((replayed.answer >= 0).sum())
         counted = Counted({"classifier": answered, NAME: answered}, 0, [])
         stems = {"classifier": "classifier"}
@@ -192,7 +197,7 @@ def _turn(
         with servers.dlproxy(tables, folder) as served:
             assert served.control_url is not None
             before = servers.counted(served.url, served.control_url)
-            replayed, cores = _replay(served, day, pictures, interrupt, shown)
+            replayed, cores, others = _replay(served, day, pictures, interrupt, shown)
             counted = servers.counted(served.url, served.control_url).since(before)
             asked.keep_hour(served.control_url, folder / "day.html")
     begun_at = datetime.now(UTC).timestamp() - (monotonic() - replayed.start_at)
@@ -206,6 +211,7 @@ def _turn(
         errors=replayed.errors,
         said=replayed.said,
         cores=cores,
+        others=round(others, 3),
         rows=_rows(counted.rows, stems),
         hits=counted.hits,
         decisions=[(round(at - begun_at, 1), model, words) for at, model, words in counted.decisions],
@@ -225,9 +231,10 @@ def _rows(rows: Mapping[str, int], stems: Mapping[str, str]) -> dict[str, int]:
 
 def _replay(
     served: Served, day: Day, pictures: Sequence[Item], interrupt: Interrupt, shown: Shown
-) -> tuple[Replayed, list[float]]:
-    """With the cores that the server had busy in each second."""
+) -> tuple[Replayed, list[float], float]:
+    """With the cores that the server had busy in each second, and those that other programs had on average."""
     seen: list[tuple[float, float]] = []
+    ours_s, all_s = process_time() + process_cpu_s(served.pid), _machine_s()
 
     def watch(progress: Progress) -> bool:
         now = monotonic()
@@ -242,4 +249,15 @@ def _replay(
     replayed = replay(served.door, day.at_s, items(), day.length_s, watch)
     end = replayed.start_at + day.length_s + SECOND_S
     pairs = [pair for pair in pairwise(seen) if pair[1][0] <= end]
-    return replayed, [round((cpu - before) / (at - since), 3) for (since, before), (at, cpu) in pairs]
+    cores = [round((cpu - before) / (at - since), 3) for (since, before), (at, cpu) in pairs]
+    others_s = _machine_s() - all_s - (process_time() + process_cpu_s(served.pid) - ours_s)
+    return replayed, cores, max(others_s / max(monotonic() - replayed.start_at, 1e-3), 0.0)
+
+
+def _machine_s() -> float:
+    """Seconds that all cores together were busy so far, for whomever; 0 where the system does not say."""
+    try:
+        user, nice, system, _, _, interrupts, soft, stolen = map(int, STAT.read_text("ascii").split()[1:9])
+    except (OSError, ValueError):
+        return 0.0
+    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")

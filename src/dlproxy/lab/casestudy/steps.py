@@ -144,7 +144,7 @@ def _pipeline(name: str, goods: Goods | None) -> Tables:
     }
     scores = f"classify.{SCORES}"
     if goods is not None:
-        asked = {"when": "sure.unsure", "each": True}
+        asked = {"when": "sure.unsure"}
         options = {"threshold": goods.threshold, "by": "margin"}
         tables[f"{step}.sure"] = {"call": "combine.confidence", "inputs": {"own": scores}, "options": options}
         partners = {path.stem.replace("-", "_"): path.stem for path in goods.partners}
@@ -154,7 +154,7 @@ def _pipeline(name: str, goods: Goods | None) -> Tables:
         answers = {"own": scores, **{name: f"{name}.{SCORES}" for name in partners}}
         tables[f"{step}.mean"] = {"call": "combine.average", "inputs": answers, **asked}
         scores = f"mean.scores | {scores}"
-    tables[f"{step}.best"] = {"call": "argmax", "inputs": {"scores": scores}, **({} if goods is None else {"each": True})}
+    tables[f"{step}.best"] = {"call": "argmax", "inputs": {"scores": scores}}
     return tables
 
 
