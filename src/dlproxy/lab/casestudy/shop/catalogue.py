@@ -87,14 +87,18 @@ class Catalogue:
         other = self.drawing(int(random.integers(len(self.products))), int(random.integers(len(STYLES))))
         return photograph(drawing, other, random, size)
 
-    def uploads(self, n: int, *, seed: int, held_out: bool) -> list[Upload]:
-        """Of products that are drawn alike often, with shots of one kind alone."""
+    def drawn(self, n: int, *, seed: int, held_out: bool) -> list[tuple[int, int]]:
+        """Products that are drawn alike often, each with a shot of one kind."""
         random = np.random.default_rng([seed, held_out])
         chosen = random.integers(len(self.products), size=n).tolist()
         shots = (2 * random.integers(_SHOTS, size=n) + held_out).tolist()
+        return list(zip(chosen, shots, strict=True))
+
+    def uploads(self, n: int, *, seed: int, held_out: bool) -> list[Upload]:
+        """Of what `drawn` draws."""
         return [
             Upload(self.upload(product, shot=shot), product, self.categories[product], shot)
-            for product, shot in zip(chosen, shots, strict=True)
+            for product, shot in self.drawn(n, seed=seed, held_out=held_out)
         ]
 
     def popularity(self, random: Generator, n: int) -> NDArray[np.int64]:

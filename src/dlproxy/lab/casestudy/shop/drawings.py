@@ -52,7 +52,7 @@ GOODS = {
     "garden": "tulip cherry_blossom rose hibiscus sunflower blossom bouquet lotus hyacinth seedling evergreen_tree palm_tree "
     "cactus herb potted_plant four_leaf_clover christmas_tree mushroom",
 }
-QUALITY, COVER = 80, 30  # of WebP: colours, transparency
+QUALITY, COVER = 78, 22  # of WebP: colours, transparency
 
 
 def main(folder: Path) -> None:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 LEAST_SIDE, MOST_SIDE = 96, 256  # pixels
-SHARES = (0.45, 1.1)  # of the picture's side that the thing takes
-TURN, SHIFT, LEAN = 30.0, 0.14, 0.25  # degrees; of the side; of a pixel across for each one down
-CLUTTER, STICKER = 0.35, 0.3  # how often something else is in the picture, and something in front of the thing
-NOISE, BLUR = 16.0, 1 / 60  # at most, of 255 and of the side
+SHARES = (0.55, 1.05)  # of the picture's side that the thing takes
+TURN, SHIFT, LEAN = 20.0, 0.12, 0.15  # degrees; of the side; of a pixel across for each one down
+CLUTTER, STICKER = 0.25, 0.2  # how often something else is in the picture, and something in front of the thing
+NOISE, BLUR = 12.0, 1 / 70  # at most, of 255 and of the side
 QUALITY = (30, 93)
 
 Floats = NDArray[np.float32]
@@ -54,10 +54,10 @@ def _ground(random: Generator, side: int) -> Image.Image:
         cells = random.uniform(20, 245, 3) + random.uniform(-40, 40, (2, 2, 1))
     elif kind < 0.8:
         cells = random.uniform(40, 220, 3) + random.uniform(
-            -70, 70, (int(random.integers(3, 9)), int(random.integers(3, 9)), 3)
+            -45, 45, (int(random.integers(3, 9)), int(random.integers(3, 9)), 3)
         )
     else:  # boards, and cloth with stripes
-        cells = random.uniform(40, 220, 3) + random.uniform(-60, 60, (1, int(random.integers(4, 14)), 1))
+        cells = random.uniform(40, 220, 3) + random.uniform(-45, 45, (1, int(random.integers(4, 14)), 1))
     small = Image.fromarray(cells.clip(0, 255).astype(np.uint8))
     turned = small.transpose(Image.Transpose.ROTATE_90) if random.random() < 0.5 else small
     return turned.resize((side, side), Image.Resampling.NEAREST if kind >= 0.8 else Image.Resampling.BICUBIC)
@@ -92,7 +92,7 @@ def _shade(scene: Image.Image, thing: Image.Image, random: Generator) -> None:
 def _stick(scene: Image.Image, random: Generator) -> None:
     """A price tag, or a finger: something plain that hides a part."""
     side = scene.width
-    width, height = (random.uniform(0.12, 0.38, 2) * side).astype(int).tolist()
+    width, height = (random.uniform(0.12, 0.32, 2) * side).astype(int).tolist()
     left, top = (int(random.uniform(-0.1, 0.9) * side) for _ in range(2))
     colour = tuple(random.integers(0, 256, 3).tolist())
     scene.paste(colour, (left, top, left + width, top + height))

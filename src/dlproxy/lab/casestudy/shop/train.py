@@ -6,7 +6,7 @@ Called by the study's --full, too; what is packaged came of it. Not aware of: ho
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -22,7 +22,7 @@ from dlproxy.lab.learn.train import train as train_one
 
 EXPERIMENTS, MODELS = (Path(__file__).with_name(name) for name in ("experiments", "models"))
 NAMES = ("classifier", "partner-a", "partner-b")  # of experiments, and of the models that they make
-LEARNT, HELD_OUT = 10_000, 3_000  # uploads
+LEARNT, HELD_OUT = 8_000, 2_500  # uploads
 SEED, JUDGING_SEED = 1, 2  # of uploads: for networks; and others, for judging those that are compressed
 OPTIONS = {"prune-channels": {"ratio": 0.3, "steps": 1, "epochs": 2}}  # of `dlproxy compress`
 RECIPES = ("clean", "fuse", "fp16", "bf16", "dynamic-int8", "static-int8", *OPTIONS)
@@ -32,20 +32,22 @@ Floats = NDArray[np.float32]
 Tell = Callable[[str], None]
 
 
-def train(folder: Path, *, tell: Tell, learnt: int = LEARNT, held_out: int = HELD_OUT) -> dict[str, dict[str, float]]:
+def train(
+    folder: Path, *, tell: Tell, names: Sequence[str] = NAMES, learnt: int = LEARNT, held_out: int = HELD_OUT
+) -> dict[str, dict[str, float]]:
     """Into `folder`: NAME.onnx of each, and figures.json, which it returns. Raises LearnError."""
     folder.mkdir(parents=True, exist_ok=True)
     began_at = perf_counter()
-    known = examples(learnt, held_out, seed=SEED)
+    known = examples(learnt, held_out, seed=SEED, processes=usable_cores())
     known.save(folder / "uploads.npz")
     tell(f"{learnt} uploads to learn from and {held_out} held out: {perf_counter() - began_at:.0f} s")
-    for name in NAMES:
+    for name in names:
         experiment = read(EXPERIMENTS / f"{name}.toml")
         experiment = structs.replace(experiment, settings=experiment.settings | {"data": str(folder / "uploads.npz")})
         result = train_one(experiment, folder / name, threads=usable_cores(), tell=tell)
         (folder / f"{name}.onnx").write_bytes((folder / name / "model.onnx").read_bytes())
         tell(f"{name}: {result.runs[0].figures} in {result.runs[0].seconds:.0f} s")
-    figures = measured({name: folder / f"{name}.onnx" for name in NAMES}, known)
+    figures = measured({name: folder / f"{name}.onnx" for name in names}, known)
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     return figures
 
