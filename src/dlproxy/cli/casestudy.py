@@ -54,10 +54,9 @@ def _casestudy(args: argparse.Namespace) -> int:
 
     try:
         asked = _asked(args)
-        about_s = asked.rounds * (1 + len(sides(asked))) * (asked.length_s + AROUND_S)
-        say(
-            f"{asked.rounds} rounds of {1 + len(sides(asked))} days of {asked.length_s:g} s: about {about_s / 60.0:.0f} minutes"
-        )
+        days = 1 + len(sides(asked))
+        about_s = asked.rounds * days * (asked.length_s + AROUND_S)
+        say(f"rounds: {asked.rounds}, of {days} days of {asked.length_s:g} s each; about {max(about_s / 60.0, 1.0):.0f} min")
         with Interrupt() as interrupt, Bar(about_s) as bar:
             study = run(asked, interrupt, bar)
         if study.turns:

@@ -9,7 +9,7 @@ from onnx import helper
 from dlproxy.lab.casestudy.day import Kind, make_day
 from dlproxy.lab.casestudy.record import DayRecord, Study, Turn
 from dlproxy.lab.casestudy.replay import NONE, REFUSED
-from dlproxy.lab.casestudy.steps import WHOLE, Goods, everything
+from dlproxy.lab.casestudy.steps import NAMES, WHOLE, Goods
 from dlproxy.message import DType
 from tests import models
 
@@ -34,7 +34,7 @@ def network(path: Path, seed: int) -> Path:
 def goods(folder: Path) -> Goods:
     names = ("classifier", "classifier-int8", "light", "partner-a", "partner-b")
     first, compressed, light, *partners = (network(folder / f"{name}.onnx", seed) for seed, name in enumerate(names))
-    accuracy = {name: 0.9 - 0.02 * number for number, name in enumerate(names)}
+    accuracy = {"classifier": 0.9, "compressed": 0.89, "light": 0.85}
     return Goods(
         classifier=first, compressed=compressed, light=light, partners=tuple(partners), accuracy=accuracy, threshold=0.2
     )
@@ -53,7 +53,7 @@ def day_record(seed: int = 1, *, busiest_rps: float = 100.0) -> DayRecord:
         mean_rps=day.mean_rps,
         busiest_rps=busiest_rps,
         objective_ms=100.0,
-        service_ms={"pixels": 2.0, "classifier": 10.0, "classifier-int8": 5.0},
+        service_ms={"pixels": 2.0, "classifier": 10.0, "compressed": 5.0},
         at_s=day.at_s.tolist(),
         kind=day.kind.tolist(),
         picture=day.picture.tolist(),
@@ -75,7 +75,7 @@ def turn(day: DayRecord, side: str, number: int, *, calm_ms: float, sale_in_time
     return Turn(
         round=number,
         side=side,
-        steps=sorted(everything(agent=False)) if side == WHOLE else [],
+        steps=sorted(NAMES[:-1]) if side == WHOLE else [],
         latency_ms=latency_ms.tolist(),
         answer=answer.tolist(),
         variants={},

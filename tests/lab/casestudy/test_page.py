@@ -8,11 +8,11 @@ import pytest
 
 from dlproxy.lab.casestudy import page, wording
 from dlproxy.lab.casestudy.record import Study, append, load
-from dlproxy.lab.casestudy.steps import ladder
+from dlproxy.lab.casestudy.steps import NAMES, ladder
 from dlproxy.lab.report.result import ResultError
 from tests.lab.casestudy import stand_ins
 
-ABLATED = ("FastAPI", *(side for side, _ in ladder(agent=False)[:-1]), "all steps")
+ABLATED = ("FastAPI", *(side for side, _ in ladder(NAMES[:-1])[:-1]), "all steps")
 
 
 class _Closed(HTMLParser):

@@ -14,8 +14,8 @@ from dlproxy.lab.casestudy.steps import (
     Tables,
     as_toml,
     configuration,
-    everything,
     ladder,
+    possible,
 )
 from tests.lab.casestudy import stand_ins
 
@@ -35,7 +35,7 @@ def _served(tables: Tables, tmp_path: Path) -> dict[str, ModelConfig]:
     return dict(load(path).served())
 
 
-@pytest.mark.parametrize(("side", "steps"), ladder(agent=True))
+@pytest.mark.parametrize(("side", "steps"), ladder(NAMES))
 def test_every_side_is_a_configuration_that_dlproxy_takes(
     side: str, steps: frozenset[str], goods: Goods, tmp_path: Path
 ) -> None:
@@ -70,15 +70,22 @@ def test_the_light_model_is_the_compressed_one_until_that_is_the_classifier(good
 
 
 def test_with_partners_a_pipeline_without_them_is_the_variant(goods: Goods, tmp_path: Path) -> None:
-    served = _served(configuration(everything(agent=False), goods, objective_ms=100.0), tmp_path)
+    served = _served(configuration(NAMES[:-1], goods, objective_ms=100.0), tmp_path)
     assert served[NAME].variants == [LIGHT]
     assert {step.model for step in served[LIGHT].steps.values()} == {"", "classifier"}
     assert {"partner-a", "partner-b"} < {step.model for step in served[NAME].steps.values()}
 
 
-@pytest.mark.parametrize("agent", [True, False])
-def test_the_ladder_ends_with_everything(agent: bool) -> None:
-    rungs = dict(ladder(agent))
-    assert list(rungs.values())[-1] == everything(agent)
-    assert len(rungs) == 1 + 2 * (len(NAMES) - (not agent)) - 1
+def test_the_ladder_ends_with_everything() -> None:
+    rungs = dict(ladder(NAMES))
+    assert list(rungs.values())[-1] == frozenset(NAMES)
+    assert len(rungs) == 2 * len(NAMES)
     assert WHOLE not in rungs
+
+
+def test_a_step_for_which_there_is_no_model_is_left_out(goods: Goods, tmp_path: Path) -> None:
+    assert possible(goods, tmp_path) == NAMES
+    assert set(NAMES) - set(possible(goods, None)) == {"agent"}
+    alone = Goods(classifier=goods.classifier)
+    assert set(NAMES) - set(possible(alone, None)) == {"agent", "compression", "variants", "ensemble"}
+    assert _served(configuration(possible(alone, None), alone, objective_ms=100.0), tmp_path)

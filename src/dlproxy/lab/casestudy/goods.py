@@ -3,11 +3,22 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+from msgspec import Struct
+
+from dlproxy.compress import CompressError, record_path
+from dlproxy.compress.manifest import Record, read_manifest
 from dlproxy.lab.casestudy.replay import Item
 from dlproxy.lab.casestudy.shop.catalogue import Catalogue
 from dlproxy.lab.casestudy.steps import Goods
+from dlproxy.lab.load.settings import LoadError
 
 MODELS = Path(__file__).parent / "shop" / "models"
+THRESHOLD = 0.6
+
+
+class _Figures(Struct):
+    accuracy: float
 
 
 def pictures(count: int, seed: int) -> Sequence[Item]:
@@ -16,13 +27,41 @@ def pictures(count: int, seed: int) -> Sequence[Item]:
     return [Item(upload.jpeg, upload.category) for upload in uploads]
 
 
-def goods() -> Goods:
-    """The packaged models."""
+def goods(folder: Path = MODELS) -> Goods:
+    """The models in a folder, as shop/train.py leaves them. Of those that `dlproxy compress` accepted the quickest is the light
+    one, and the next the compressed one, which one alone is, too. Raises LoadError.
+    """
+    classifier = folder / "classifier.onnx"
+    if not classifier.is_file():
+        raise LoadError(f"{folder} has no classifier.onnx; python -m dlproxy.lab.casestudy.shop.train makes one")
+    accepted = sorted(_accepted(folder), key=lambda one: _ratio(one[1]))[-2:]
+    roles = dict(zip(("compressed", "light"), accepted, strict=False))
+    figures = folder / "figures.json"
+    told = msgspec.json.decode(figures.read_bytes(), type=dict[str, _Figures]) if figures.is_file() else {}
+    accuracy = {name: one.accuracy for name, one in told.items()}
+    for name, (_, record) in roles.items():
+        if record.candidate.measured is not None:
+            accuracy[name] = record.candidate.measured.accuracy.candidate
     return Goods(
-        classifier=MODELS / "classifier.onnx",
-        compressed=MODELS / "classifier-int8.onnx",
-        light=MODELS / "light.onnx",
-        partners=(MODELS / "partner-a.onnx", MODELS / "partner-b.onnx"),
-        accuracy={},
-        threshold=0.5,
+        classifier=classifier,
+        compressed=roles["compressed"][0] if roles else None,
+        light=roles["light"][0] if "light" in roles else None,
+        partners=tuple(sorted(folder.glob("partner-*.onnx"))),
+        accuracy=accuracy,
+        threshold=THRESHOLD,
     )
+
+
+def _accepted(folder: Path) -> list[tuple[Path, Record]]:
+    """Files that have a record of their compression beside them. Raises LoadError."""
+    paths = [path for path in sorted(folder.rglob("*.onnx")) if record_path(path).is_file()]
+    try:
+        return [(path, read_manifest(record_path(path))) for path in paths]
+    except CompressError as error:
+        raise LoadError(str(error)) from None
+
+
+def _ratio(record: Record) -> float:
+    """How many times as quick as the original, one picture at a time."""
+    measured = record.candidate.measured
+    return 1.0 if measured is None else measured.speeds[0].ratio

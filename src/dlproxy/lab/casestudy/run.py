@@ -26,7 +26,7 @@ from dlproxy.lab.casestudy.figures import PIXELS
 from dlproxy.lab.casestudy.record import DayRecord, Study, Turn, append
 from dlproxy.lab.casestudy.replay import Item, Replayed, busiest_rps, replay
 from dlproxy.lab.casestudy.servers import Counted, Served
-from dlproxy.lab.casestudy.steps import FASTAPI, NAME, SIZE, TAKES, WHOLE, Goods, configuration, everything, ladder
+from dlproxy.lab.casestudy.steps import FASTAPI, NAME, SIZE, TAKES, WHOLE, Goods, configuration, ladder, possible
 from dlproxy.lab.evaluate.server import process_cpu_s
 from dlproxy.lab.load.generator import Progress
 from dlproxy.lab.load.run import Interrupt, Watch
@@ -71,8 +71,8 @@ class Shown(Protocol):
 
 def sides(asked: Asked) -> list[tuple[str, frozenset[str]]]:
     """What takes turns besides FastAPI: names, and the steps of each."""
-    whole = (WHOLE, everything(asked.agent is not None))
-    rungs = ladder(asked.agent is not None)
+    names = possible(asked.goods, asked.agent)
+    whole, rungs = (WHOLE, frozenset(names)), ladder(names)
     return [*rungs[:-1], whole] if asked.ablation else [rungs[0], whole]
 
 
@@ -188,10 +188,11 @@ def _turn(
             replayed, cores, others = _replay(served, day, pictures, interrupt, shown)
         answered = int((replayed.answer >= 0).sum())
         counted = Counted({"classifier": answered, NAME: answered}, 0, [])
-        stems = {"classifier": "classifier"}
+        files = {"classifier": "classifier"}
     else:
         tables = configuration(steps, asked.goods, objective_ms=study.day.objective_ms, agent=asked.agent)
-        stems = {name.removeprefix("models."): Path(table["path"]).stem for name, table in tables.items() if "path" in table}
+        by_path = {str(path): name for name, path in asked.goods.files.items()}
+        files = {name.removeprefix("models."): by_path[table["path"]] for name, table in tables.items() if "path" in table}
         folder = asked.out / side.replace("+ ", "with-").replace(" ", "-")
         folder.mkdir(exist_ok=True)
         with servers.dlproxy(tables, folder) as served:
@@ -212,7 +213,7 @@ def _turn(
         said=replayed.said,
         cores=cores,
         others=round(others, 3),
-        rows=_rows(counted.rows, stems),
+        rows=_rows(counted.rows, files),
         hits=counted.hits,
         decisions=[(round(at - begun_at, 1), model, words) for at, model, words in counted.decisions],
         generator_share=replayed.cpu_share,
@@ -220,11 +221,11 @@ def _turn(
     )
 
 
-def _rows(rows: Mapping[str, int], stems: Mapping[str, str]) -> dict[str, int]:
+def _rows(rows: Mapping[str, int], files: Mapping[str, str]) -> dict[str, int]:
     """By files: of models by theirs, of all pipelines as the pictures that became pixels."""
     found: dict[str, int] = {}
     for name, count in rows.items():
-        file = stems.get(name, PIXELS)
+        file = files.get(name, PIXELS)
         found[file] = found.get(file, 0) + count
     return found
 

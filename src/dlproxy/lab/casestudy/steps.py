@@ -5,7 +5,7 @@ Called by run.py and page.py. Not aware of: servers, load, what came of it.
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,38 +52,43 @@ ELSEWHERE = {
 
 
 class Goods(Struct, frozen=True, kw_only=True):
-    """The shop's models. `accuracy`: of each file by its name, on pictures that none was trained on.
-
-    `threshold`: the lead of the likeliest category over the next from which the classifier's answer stands.
+    """The shop's models; a step for which there is none is left out. `accuracy`: of each of `files`, where it is known, on
+    pictures that none was trained on. `threshold`: the lead of the likeliest category over the next from which the
+    classifier's answer stands.
     """
 
     classifier: Path
-    compressed: Path
-    light: Path
-    partners: tuple[Path, ...]
-    accuracy: Mapping[str, float]
-    threshold: float
+    compressed: Path | None = None
+    light: Path | None = None
+    partners: tuple[Path, ...] = ()
+    accuracy: Mapping[str, float] = {}
+    threshold: float = 0.5
 
     @property
     def files(self) -> dict[str, Path]:
-        """All of them, by the names of the models."""
-        return {path.stem: path for path in (self.classifier, self.compressed, self.light, *self.partners)}
+        """All of them, by names that differ."""
+        known = {"classifier": self.classifier, "compressed": self.compressed, "light": self.light}
+        return {name: path for name, path in known.items() if path is not None} | {path.stem: path for path in self.partners}
+
+    def lighter(self, steps: Collection[str]) -> Path | None:
+        """Than the classifier that these steps serve."""
+        return self.light if "compression" in steps else self.compressed or self.light
 
 
-def ladder(agent: bool) -> list[tuple[str, frozenset[str]]]:
-    """The sides of the ablation, with the steps of each: dlproxy alone, each step by itself, and each on top of those before.
+def possible(goods: Goods, agent: Path | None) -> tuple[str, ...]:
+    """The steps for which there is what they need, in their order."""
+    without = set() if agent is not None else {"agent"}
+    without |= set() if goods.compressed is not None else {"compression"}
+    without |= set() if goods.lighter({"compression"} - without) is not None else {"variants"}
+    without |= set() if goods.partners else {"ensemble"}
+    return tuple(name for name in NAMES if name not in without)
 
-    `agent`: whether there is one.
-    """
-    names = [name for name in NAMES if agent or name != "agent"]
+
+def ladder(names: Sequence[str]) -> list[tuple[str, frozenset[str]]]:
+    """The sides of the ablation, with the steps of each: dlproxy alone, each by itself, and each on top of those before."""
     alone = [(f"only {name}", _with_needed({name})) for name in names]
     added = [(f"+ {name}", frozenset(names[: number + 1])) for number, name in enumerate(names) if number]
     return [(ALONE, frozenset()), *alone, *added]
-
-
-def everything(agent: bool) -> frozenset[str]:
-    """All steps together."""
-    return frozenset(name for name in NAMES if agent or name != "agent")
 
 
 def _with_needed(steps: set[str]) -> frozenset[str]:
@@ -94,10 +99,10 @@ def _with_needed(steps: set[str]) -> frozenset[str]:
 def configuration(steps: Collection[str], goods: Goods, *, objective_ms: float, agent: Path | None = None) -> Tables:
     """The tables of dlproxy.toml, by their headings."""
     slo = f"p99={objective_ms:g}ms"
-    main = goods.compressed if "compression" in steps else goods.classifier
-    light = goods.light if "compression" in steps else goods.compressed
+    main = (goods.compressed if "compression" in steps else None) or goods.classifier
+    light = goods.lighter(steps)
     tables: Tables = {"models.classifier": _model(main, goods, steps, slo)}
-    if "variants" in steps:
+    if "variants" in steps and light is not None:
         tables["models.classifier"]["variants"] = ["light"]
         tables["models.light"] = _model(light, goods, steps, slo)
     if "ensemble" in steps:
@@ -119,8 +124,9 @@ def configuration(steps: Collection[str], goods: Goods, *, objective_ms: float, 
 
 def _model(path: Path, goods: Goods, steps: Collection[str], slo: str) -> dict[str, Any]:
     table: dict[str, Any] = {"path": str(path)}
-    if path.stem in goods.accuracy:
-        table["accuracy"] = goods.accuracy[path.stem]
+    known = [goods.accuracy[name] for name, file in goods.files.items() if file == path and name in goods.accuracy]
+    if known:
+        table["accuracy"] = round(known[0], 4)
     if "batching" not in steps:
         table["max_batch"] = 1
     if "scheduling" not in steps:
