@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dlproxy.lab.casestudy.run import Asked
 
 CASES = ("promotion",)
-USUAL_ROUNDS, QUICK_ROUNDS, FULL_ROUNDS = 4, 2, 3
+USUAL_ROUNDS, QUICK_ROUNDS, STEPS_ROUNDS = 4, 2, 3
 USUAL_S, QUICK_S, LEAST_S = 60.0, 15.0, 5.0
 AROUND_S = 9.0  # of each day: its server starts, and the last answers are waited for
 
@@ -28,13 +28,18 @@ def add_to(commands: Commands) -> None:
         help="live through a shop's promotion day, on FastAPI and on dlproxy, step by step",
         description="An online shop's image classifier on the day of a promotion: the same requests to FastAPI, as teams serve "
         "it, and dlproxy, in turns on this machine. Writes report.html, RESULTS.md and what was measured (runs.jsonl). Takes "
-        "a quarter of an hour; --quick two minutes; --full, which tries every step by itself and on top of others, 70 minutes.",
+        "a quarter of an hour, --quick two minutes; --steps, every step by itself and on top of others, an hour and a quarter.",
     )
     study.add_argument("case", choices=CASES, help="promotion: JPEG in, category out, a sale with six times the load")
     study.add_argument("--out", type=Path, default=Path("casestudy"), metavar="FOLDER", help="default: %(default)s")
     much = study.add_mutually_exclusive_group()
     much.add_argument("--quick", action="store_true", help="shorter days and fewer rounds: a look, no proof")
-    much.add_argument("--full", action="store_true", help="every step by itself and on top of those before")
+    much.add_argument("--steps", action="store_true", help="every step by itself and on top of those before")
+    much.add_argument(
+        "--full",
+        action="store_true",
+        help="that, of models that are trained first (needs dlproxy[learn,train,compress]; hours)",
+    )
     study.add_argument("--rounds", type=int, metavar="N", help=f"in each, every side has its day (default {USUAL_ROUNDS})")
     study.add_argument("--length", metavar="60s", help=f"of a day (default {USUAL_S:g}s)")
     study.add_argument("--slo", metavar="p99=100ms", help="the objective (default: by what this machine can do)")
@@ -84,7 +89,13 @@ def _asked(args: argparse.Namespace) -> "Asked":
 
     if missing := servers.missing():
         raise ConfigError(f"the case study needs {', '.join(missing)}: pip install 'dlproxy[casestudy]'")
-    usual = (QUICK_ROUNDS, QUICK_S) if args.quick else (FULL_ROUNDS, USUAL_S) if args.full else (USUAL_ROUNDS, USUAL_S)
+    usual = (
+        (QUICK_ROUNDS, QUICK_S)
+        if args.quick
+        else (STEPS_ROUNDS, USUAL_S)
+        if args.steps or args.full
+        else (USUAL_ROUNDS, USUAL_S)
+    )
     rounds = usual[0] if args.rounds is None else args.rounds
     length_s = span(args.length, "--length") or usual[1]
     slo_s = seconds(args.slo, "--slo")
@@ -102,10 +113,10 @@ def _asked(args: argparse.Namespace) -> "Asked":
         rounds=rounds,
         length_s=length_s,
         seed=args.seed,
-        ablation=args.full,
+        ablation=args.steps or args.full,
         objective_ms=None if slo_s is None else slo_s * 1e3,
         agent=args.agent and args.agent.resolve(),
-        goods=goods.goods(),
+        goods=goods.goods(goods.trained(args.out / "models", say)) if args.full else goods.goods(),
         pictures=goods.pictures,
         keep_hour=_keep_hour,
     )

@@ -1,6 +1,9 @@
 """The shop's models and pictures as the study takes them. Called by cli/casestudy.py. Not aware of: servers, load."""
 
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -50,6 +53,23 @@ def goods(folder: Path = MODELS) -> Goods:
         accuracy=accuracy,
         threshold=THRESHOLD,
     )
+
+
+def trained(folder: Path, tell: Callable[[str], None]) -> Path:
+    """The folder, with models that were trained there, now or before. Raises LoadError."""
+    lacking = [name for name in ("torch", "onnx", "torch_pruning") if find_spec(name) is None]
+    if lacking:
+        needed = ", ".join(lacking)
+        raise LoadError(f"--full trains models, which needs {needed}: pip install 'dlproxy[casestudy,learn,train,compress]'")
+    if (folder / "figures.json").is_file():
+        tell(f"{folder}: trained before")
+        return folder
+    tell(f"training into {folder}; this takes a while")
+    command = [sys.executable, "-m", "dlproxy.lab.casestudy.shop.train", str(folder)]
+    ended = subprocess.run(command, check=False).returncode  # nosec B603 # our own interpreter
+    if ended:
+        raise LoadError(f"the training ended with exit code {ended}; what it said is above")
+    return folder
 
 
 def _accepted(folder: Path) -> list[tuple[Path, Record]]:

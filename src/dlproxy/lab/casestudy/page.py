@@ -18,6 +18,7 @@ from dlproxy.lab.report.result import ResultError
 
 TITLES = {"promotion": "A promotion day", "advertisement": "A day of advertisements"}
 GENERATOR_BUSY, LATE_MS, OTHERS = 0.6, 10.0, 0.1
+LACKED = dict.fromkeys((step.name for step in STEPS), "there is no model for it") | {"agent": "no --agent was given"}
 REFUSALS = ("503", "504", "429")  # of a server that knows what it has no time for; all else is a mistake
 
 
@@ -48,7 +49,7 @@ def html(study: Study) -> str:
             section("What each step does", _html(words.ablation(study))),
             *(section(title, bullets(lines)) for title, lines in _remarks(study) if lines),
             *(section("What dlproxy decided", _html(_decisions(one))) for one in decisions if one),
-            section("The steps, and what else the case names", _html(steps())),
+            section("The steps, and what else the case names", _html(steps(study))),
             section("How it was measured", bullets(how(study))),
         ],
     )
@@ -67,7 +68,7 @@ def markdown(study: Study) -> str:
     parts += ["## What each step does", _markdown(words.ablation(study))]
     for title, lines in _remarks(study):
         parts += [f"## {title}", "\n".join(f"- {line}" for line in lines)] if lines else []
-    parts += ["## The steps, and what else the case names", _markdown(steps())]
+    parts += ["## The steps, and what else the case names", _markdown(steps(study))]
     parts += ["## How it was measured", "\n".join(f"- {line}" for line in how(study))]
     return "\n\n".join(parts) + "\n"
 
@@ -81,9 +82,10 @@ def lines(study: Study) -> Iterator[str]:
         yield f"warning: {said}"
 
 
-def steps() -> Table:
+def steps(study: Study) -> Table:
     """Every step of the case, and where those are that are none of this study."""
-    rows = [[step.name, step.does] for step in STEPS]
+    had = {name for turn in study.turns for name in turn.steps}
+    rows = [[step.name, step.does if step.name in had else f"{step.does}. Left out: {LACKED[step.name]}"] for step in STEPS]
     return Table(["step", "what it changes"], [*rows, *([name, why] for name, why in ELSEWHERE.items())])
 
 
