@@ -22,7 +22,7 @@ from dlproxy.lab.casestudy import servers
 def test_what_cannot_be(
     options: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(servers, "missing", list)
+    monkeypatch.setattr(servers, "missing", lambda case: [])
     monkeypatch.chdir(tmp_path)
     assert main(["casestudy", "promotion", *options]) == USER_ERROR
     out, error = capsys.readouterr()
@@ -32,7 +32,7 @@ def test_what_cannot_be(
 
 
 def test_without_fastapi_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(servers, "missing", lambda: ["fastapi"])
+    monkeypatch.setattr(servers, "missing", lambda case: ["fastapi"])
     assert main(["casestudy", "promotion"]) == USER_ERROR
     assert capsys.readouterr().err == "dlproxy: the case study needs fastapi: pip install 'dlproxy[casestudy]'\n"
 

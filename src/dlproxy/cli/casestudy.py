@@ -15,7 +15,7 @@ from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, 
 if TYPE_CHECKING:
     from dlproxy.lab.casestudy.run import Asked
 
-CASES = ("promotion",)
+CASES = ("promotion", "advertisement")
 USUAL_ROUNDS, QUICK_ROUNDS, STEPS_ROUNDS = 4, 2, 3
 USUAL_S, QUICK_S, LEAST_S = 60.0, 15.0, 5.0
 AROUND_S = 9.0  # of each day: its server starts, and the last answers are waited for
@@ -30,7 +30,9 @@ def add_to(commands: Commands) -> None:
         "it, and dlproxy, in turns on this machine. Writes report.html, RESULTS.md and what was measured (runs.jsonl). Takes "
         "a quarter of an hour, --quick two minutes; --steps, every step by itself and on top of others, an hour and a quarter.",
     )
-    study.add_argument("case", choices=CASES, help="promotion: JPEG in, category out, a sale with six times the load")
+    study.add_argument(
+        "case", choices=CASES, help="promotion: a picture in, its category out; advertisement: a picture and a text"
+    )
     study.add_argument("--out", type=Path, default=Path("casestudy"), metavar="FOLDER", help="default: %(default)s")
     much = study.add_mutually_exclusive_group()
     much.add_argument("--quick", action="store_true", help="shorter days and fewer rounds: a look, no proof")
@@ -87,7 +89,7 @@ def _asked(args: argparse.Namespace) -> "Asked":
     from dlproxy.lab.casestudy import goods, servers
     from dlproxy.lab.casestudy.run import Asked
 
-    if missing := servers.missing():
+    if missing := servers.missing(args.case):
         raise ConfigError(f"the case study needs {', '.join(missing)}: pip install 'dlproxy[casestudy]'")
     usual = (
         (QUICK_ROUNDS, QUICK_S)
@@ -107,6 +109,13 @@ def _asked(args: argparse.Namespace) -> "Asked":
         raise ConfigError(f"--seed {args.seed} is out of range: give 0 or more")
     if args.agent is not None and not args.agent.is_file():
         raise ConfigError(f"--agent {args.agent}: there is no such file; dlproxy learn train agent-dqn writes one")
+    if args.case == "advertisement":
+        if args.full:
+            raise ConfigError("--full trains the models of promotion; give --steps")
+        shop, pictures = goods.of_advertisements(), goods.advertisements
+    else:
+        shop = goods.goods(goods.trained(args.out / "models", say)) if args.full else goods.goods()
+        pictures = goods.pictures
     return Asked(
         case=args.case,
         out=args.out,
@@ -116,8 +125,8 @@ def _asked(args: argparse.Namespace) -> "Asked":
         ablation=args.steps or args.full,
         objective_ms=None if slo_s is None else slo_s * 1e3,
         agent=args.agent and args.agent.resolve(),
-        goods=goods.goods(goods.trained(args.out / "models", say)) if args.full else goods.goods(),
-        pictures=goods.pictures,
+        goods=shop,
+        pictures=pictures,
         keep_hour=_keep_hour,
     )
 

@@ -64,6 +64,9 @@ def test_a_change_is_of_the_ratios_within_rounds() -> None:
     assert (found.change, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
     apart = change_of([(10.0, 15.0), (10.0, 25.0)])
     assert apart.low < apart.change < apart.high
+    assert change_of([(0.0, 5.0)]).change == pytest.approx(99.0)
+    assert change_of([(5.0, 0.0)]).change == pytest.approx(-0.99)
+    assert change_of([(0.0, 0.0)]).change == 0.0
     one = change_of([(10.0, 5.0)])
     assert (one.low, one.change, one.high, one.rounds) == (-0.5, -0.5, -0.5, 1)
 

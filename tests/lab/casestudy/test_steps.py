@@ -76,6 +76,14 @@ def test_with_partners_a_pipeline_without_them_is_the_variant(goods: Goods, tmp_
     assert {"partner-a", "partner-b"} < {step.model for step in served[NAME].steps.values()}
 
 
+def test_words_are_an_input_of_the_classifier_that_takes_them(goods: Goods, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    both = Goods(classifier=goods.classifier, tokenizer=tmp_path / "tokenizer.json")
+    whole = _served(configuration(possible(both, None), both, objective_ms=100.0), tmp_path)[NAME]
+    assert whole.inputs == {"jpeg": "BYTES[1]", "text": "BYTES[1]"}
+    assert whole.steps["classify"].inputs == {"image": "pixels.image", "words": "tokens.input_ids"}
+
+
 def test_the_ladder_ends_with_everything() -> None:
     rungs = dict(ladder(NAMES))
     assert list(rungs.values())[-1] == frozenset(NAMES)

@@ -26,5 +26,5 @@ def classify(image: Annotated[bytes, Body(media_type="image/jpeg")]) -> dict[str
     except (UnidentifiedImageError, OSError):
         raise HTTPException(400, "this is no picture") from None
     pixels = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255.0
-    (probabilities,) = session.run(None, {"image": pixels})
+    (probabilities,) = session.run(["probabilities"], {"image": pixels})
     return {"category": int(probabilities.argmax())}

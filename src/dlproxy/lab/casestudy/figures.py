@@ -17,7 +17,7 @@ from dlproxy.lab.casestudy.replay import NONE, REFUSED
 from dlproxy.lab.learn.train import interval
 
 PIXELS = "pixels"  # a JPEG to the model's input, among service times
-_LEAST = 1e-6
+_MOST = 100.0  # times as much: what was 0 before has no ratio
 
 
 class Times(Struct, kw_only=True):
@@ -128,10 +128,16 @@ def change(study: Study, before: str, after: str, of: Callable[[Figures], float]
     return None if not pairs else change_of(pairs)
 
 
+def _ratio(before: float, after: float) -> float:
+    if before == after:
+        return 1.0
+    return min(max(after / before, 1.0 / _MOST), _MOST) if before > 0.0 else _MOST
+
+
 def change_of(pairs: Iterable[tuple[float, float]]) -> Change:
-    """Of (before, after) of each round; what is 0 counts as next to nothing."""
+    """Of (before, after) of each round; ratios beyond 1 to 100 and 100 to 1 count as those."""
     known = list(pairs)
-    ratios = [log(max(after, _LEAST) / max(before, _LEAST)) for before, after in known]
+    ratios = [log(_ratio(before, after)) for before, after in known]
     mean, half = interval(ratios)
     return Change(
         before=median(before for before, _ in known),

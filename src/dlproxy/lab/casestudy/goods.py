@@ -12,6 +12,7 @@ from msgspec import Struct
 from dlproxy.compress import CompressError, record_path
 from dlproxy.compress.manifest import Record, read_manifest
 from dlproxy.lab.casestudy.replay import Item
+from dlproxy.lab.casestudy.shop import advertisement
 from dlproxy.lab.casestudy.shop.catalogue import Catalogue
 from dlproxy.lab.casestudy.steps import Goods
 from dlproxy.lab.load.settings import LoadError
@@ -28,6 +29,22 @@ def pictures(count: int, seed: int) -> Sequence[Item]:
     """That no model was trained on."""
     uploads = Catalogue.packaged().uploads(count, seed=seed, held_out=True)
     return [Item(upload.jpeg, upload.category) for upload in uploads]
+
+
+def advertisements(count: int, seed: int) -> Sequence[Item]:
+    """The same with words, of which half belong to the picture."""
+    found = advertisement.advertisements(count, seed=seed, held_out=True)
+    return [Item(one.jpeg, one.category, one.text) for one in found]
+
+
+def of_advertisements() -> Goods:
+    """The one model of two inputs. Raises LoadError."""
+    lacking = [path.name for path in (advertisement.MODEL, advertisement.TOKENIZER) if not path.is_file()]
+    if lacking:
+        raise LoadError(
+            f"{MODELS} has no {' and no '.join(lacking)}: python -m dlproxy.lab.casestudy.shop.advertisement {MODELS}"
+        )
+    return Goods(classifier=advertisement.MODEL, tokenizer=advertisement.TOKENIZER)
 
 
 def goods(folder: Path = MODELS) -> Goods:

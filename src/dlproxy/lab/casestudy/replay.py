@@ -32,20 +32,24 @@ class Item(Struct, frozen=True):
     text: str = ""
 
 
+Body = Callable[[Item], tuple[bytes, bytes]]
+"""Of an item: further lines of the head, each with its end, and the body."""
+
+
 def picture_alone(item: Item) -> tuple[bytes, bytes]:
     """No further headers, and the picture as the body."""
     return b"", item.jpeg
 
 
 class Door(Struct, frozen=True):
-    """Where and how a server is asked. `head`: the request's first lines. `read`: the number that an answer's body stands for,
-    raises ValueError. `body`: of an item, with further lines of the head.
+    """Where and how a server is asked. `head`: a request's first lines. `read`: the number that an answer's body stands for;
+    raises ValueError.
     """
 
     address: tuple[int, Any]
     head: bytes
     read: Callable[[bytes], int]
-    body: Callable[[Item], tuple[bytes, bytes]] = picture_alone
+    body: Body = picture_alone
 
     def request(self, item: Item, priority: int) -> bytes:
         """All of it."""

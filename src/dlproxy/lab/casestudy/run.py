@@ -12,7 +12,7 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from platform import processor, python_version
 from time import monotonic, process_time, thread_time
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -26,7 +26,7 @@ from dlproxy.lab.casestudy.figures import PIXELS
 from dlproxy.lab.casestudy.record import DayRecord, Study, Turn, append
 from dlproxy.lab.casestudy.replay import Item, Replayed, busiest_rps, replay
 from dlproxy.lab.casestudy.servers import Counted, Served
-from dlproxy.lab.casestudy.steps import FASTAPI, NAME, SIZE, TAKES, WHOLE, Goods, configuration, ladder, possible
+from dlproxy.lab.casestudy.steps import FASTAPI, NAME, SIZE, TAKES, WHOLE, WORDS, Goods, configuration, ladder, possible
 from dlproxy.lab.evaluate.server import process_cpu_s
 from dlproxy.lab.load.generator import Progress
 from dlproxy.lab.load.run import Interrupt, Watch
@@ -103,9 +103,8 @@ def run(asked: Asked, interrupt: Interrupt, shown: Shown) -> Study:
 
 def _prepare(asked: Asked) -> tuple[DayRecord, Day, Sequence[Item]]:
     tried = asked.pictures(TRIED, asked.seed)
-    contents = [picture.jpeg for picture in tried]
-    service_ms = service_times(asked.goods, contents)
-    with servers.fastapi(asked.goods.classifier) as served:
+    service_ms = service_times(asked.goods, tried)
+    with servers.fastapi(asked.goods) as served:
         _, alone = busiest_rps(served.door, cycle(tried), clients=1, seconds=2.0)
         busiest, _ = busiest_rps(served.door, cycle(tried), clients=CLIENTS, seconds=4.0)
     if not alone.count or busiest <= 0.0:
@@ -140,22 +139,32 @@ def _prepare(asked: Asked) -> tuple[DayRecord, Day, Sequence[Item]]:
     return record, day, pictures
 
 
-def service_times(goods: Goods, contents: Sequence[bytes]) -> dict[str, float]:
-    """Milliseconds on one core, alone, one picture at a time: of each model file, and of a JPEG to the model's input."""
+def service_times(goods: Goods, items: Sequence[Item]) -> dict[str, float]:
+    """Milliseconds on one core, alone, one item at a time: of each model, and of what is uploaded to the model's inputs."""
     decode, resize, normalise = Decode(), Resize(size=SIZE), Normalise()
 
-    def pixels(number: int) -> object:
-        given = np.array([contents[number % len(contents)]], object)
-        return normalise(resize(decode(given)["image"])["image"])["image"]
+    tokenize = None if goods.tokenizer is None else _tokenizer(goods.tokenizer)
 
-    found = {PIXELS: _median_ms(pixels)}
+    def inputs_of(number: int) -> dict[str, Any]:
+        item = items[number % len(items)]
+        pixels = normalise(resize(decode(np.array([item.jpeg], object))["image"])["image"])["image"]
+        words = {} if tokenize is None else {"words": tokenize(np.array([item.text.encode()], object))["input_ids"]}
+        return {TAKES: pixels, **words}
+
+    found = {PIXELS: _median_ms(inputs_of)}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    inputs = [{TAKES: pixels(number)} for number in range(8)]
+    inputs = [inputs_of(number) for number in range(8)]
     for name, path in goods.files.items():
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         found[name] = _median_ms(partial(_ask, session, inputs))
     return found
+
+
+def _tokenizer(file: Path) -> Any:
+    from dlproxy.steps.tokens import Tokenize  # which needs a package that pictures do not
+
+    return Tokenize(file=str(file), max_length=WORDS, multiple_of=WORDS)
 
 
 def _ask(session: onnxruntime.InferenceSession, inputs: Sequence[Mapping[str, object]], number: int) -> object:
@@ -184,7 +193,7 @@ def _turn(
 ) -> Turn:
     """One side's day."""
     if steps is None:
-        with servers.fastapi(asked.goods.classifier) as served:
+        with servers.fastapi(asked.goods) as served:
             replayed, cores, others = _replay(served, day, pictures, interrupt, shown)
         answered = int((replayed.answer >= 0).sum())
         counted = Counted({"classifier": answered, NAME: answered}, 0, [])

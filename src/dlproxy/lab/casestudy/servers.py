@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,11 +18,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from dlproxy.lab.casestudy.replay import Door
-from dlproxy.lab.casestudy.steps import NAME, Tables, as_toml
+from dlproxy.lab.casestudy.replay import Body, Door, Item, picture_alone
+from dlproxy.lab.casestudy.steps import NAME, Goods, Tables, as_toml
 from dlproxy.lab.child_server import ChildServer
+from dlproxy.lab.load.payload import encode
 from dlproxy.lab.load.settings import LoadError
 from dlproxy.lab.load.target import Target
+from dlproxy.message import DType, Tensor
 
 HERE = Path(__file__).parent
 READY_S = 60.0
@@ -37,6 +39,10 @@ class Served(Struct, frozen=True):
     door: Door
     pid: int
     control_url: str | None
+
+
+class _Category(Struct):
+    category: int
 
 
 class Counted(Struct, frozen=True):
@@ -55,18 +61,23 @@ class Counted(Struct, frozen=True):
         return Counted(rows, self.hits - before.hits, [one for one in self.decisions if one not in before.decisions])
 
 
-def missing() -> list[str]:
+def missing(case: str) -> list[str]:
     """What the shop's own server needs and is not installed."""
-    return [name for name in ("fastapi", "uvicorn", "PIL") if find_spec(name) is None]
+    needed = ["fastapi", "uvicorn", "PIL", *(["tokenizers"] if case == "advertisement" else [])]
+    return [name for name in needed if find_spec(name) is None]
 
 
 @contextmanager
-def fastapi(model: Path) -> Iterator[Served]:
+def fastapi(goods: Goods) -> Iterator[Served]:
     """The shop's own. Raises LoadError if it does not start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "app:app", "--app-dir", str(HERE), "--port", str(port)]
+    app, path, kind, body = ("app", "/classify", "image/jpeg", picture_alone)
+    if goods.tokenizer is not None:
+        app, path, kind, body = ("advertisement_app", "/judge", "application/json", _as_json)
+    files = {"CASESTUDY_MODEL": str(goods.classifier), "CASESTUDY_TOKENIZER": str(goods.tokenizer or "")}
+    command = [sys.executable, "-m", "uvicorn", f"{app}:app", "--app-dir", str(HERE), "--port", str(port)]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(  # nosec B603 # our own interpreter
             command,
@@ -74,13 +85,12 @@ def fastapi(model: Path) -> Iterator[Served]:
             stdout=subprocess.DEVNULL,
             stderr=log,
             start_new_session=True,
-            env={**os.environ, "CASESTUDY_MODEL": str(model)},
+            env={**os.environ, **files},
         )
         try:
             target = _wait(process, f"http://127.0.0.1:{port}", log)
-            yield Served(
-                target.url, _door(target, "/classify", ["Content-Type: image/jpeg"], _number_of_json), process.pid, None
-            )
+            door = _door(target, path, [f"Content-Type: {kind}"], _number_of_json, body)
+            yield Served(target.url, door, process.pid, None)
         finally:
             _end(process)
 
@@ -93,10 +103,11 @@ def dlproxy(tables: Tables, folder: Path, *options: str) -> Iterator[Served]:
     child = ChildServer([f"--config={path}", "--http-port=0", "--control-port=0", "--grpc=off", *options])
     try:
         addresses = child.wait_until_ready()
-        headers = ["Content-Type: application/octet-stream", "Inference-Header-Content-Length: 0"]
+        texts = "text" in tables[f"pipelines.{NAME}"]["inputs"]
+        headers = [] if texts else ["Content-Type: application/octet-stream", "Inference-Header-Content-Length: 0"]
         target = Target(addresses.http)
         target.ask("GET", "/v2/health/ready")  # which finds out its address
-        door = _door(target, target.infer_path(NAME), headers, _number_of_bytes)
+        door = _door(target, target.infer_path(NAME), headers, _number_of_bytes, _as_tensors if texts else picture_alone)
         yield Served(target.url, door, child.process.pid, addresses.control)
     finally:
         child.end()
@@ -123,14 +134,27 @@ def _json(target: Target, path: str, headers: dict[str, str] | None = None) -> A
     return msgspec.json.decode(answer.body)
 
 
-def _door(target: Target, path: str, headers: list[str], read: Any) -> Door:
+def _door(target: Target, path: str, headers: list[str], read: Callable[[bytes], int], body: Body) -> Door:
     lines = [f"POST {path} HTTP/1.1", f"Host: {target.host_header}", *headers, ""]
-    return Door(target.address, "\r\n".join(lines).encode("latin-1"), read)
+    return Door(target.address, "\r\n".join(lines).encode("latin-1"), read, body)
+
+
+def _as_json(item: Item) -> tuple[bytes, bytes]:
+    """Picture and text as FastAPI's users send them."""
+    return b"", msgspec.json.encode({"image": item.jpeg, "text": item.text})
+
+
+def _as_tensors(item: Item) -> tuple[bytes, bytes]:
+    """The same as two inputs of the Open Inference Protocol, binary."""
+    given = {"jpeg": item.jpeg, "text": item.text.encode()}
+    tensors = [Tensor(name, DType.BYTES, [1], len(value).to_bytes(4, "little") + value) for name, value in given.items()]
+    body, headers = encode("binary", tensors, None)
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1"), body
 
 
 def _number_of_json(body: bytes) -> int:
     """Raises ValueError."""
-    return int(msgspec.json.decode(body, type=dict[str, int])["category"])
+    return msgspec.json.decode(body, type=_Category).category
 
 
 def _number_of_bytes(body: bytes) -> int:

@@ -17,6 +17,7 @@ FASTAPI, ALONE, WHOLE = "FastAPI", "dlproxy", "all steps"  # sides: the shop's o
 NAME = "upload"  # of the pipeline that clients ask
 LIGHT = "upload-light"
 SIZE = 64
+WORDS = 12  # of a text, filled up
 SCORES, TAKES = "probabilities", "image"
 
 Tables = dict[str, dict[str, Any]]
@@ -54,7 +55,7 @@ ELSEWHERE = {
 class Goods(Struct, frozen=True, kw_only=True):
     """The shop's models; a step for which there is none is left out. `accuracy`: of each of `files`, where it is known, on
     pictures that none was trained on. `threshold`: the lead of the likeliest category over the next from which the
-    classifier's answer stands.
+    classifier's answer stands. `tokenizer`: of a classifier that takes words, too.
     """
 
     classifier: Path
@@ -63,6 +64,7 @@ class Goods(Struct, frozen=True, kw_only=True):
     partners: tuple[Path, ...] = ()
     accuracy: Mapping[str, float] = {}
     threshold: float = 0.5
+    tokenizer: Path | None = None
 
     @property
     def files(self) -> dict[str, Path]:
@@ -107,12 +109,12 @@ def configuration(steps: Collection[str], goods: Goods, *, objective_ms: float, 
         tables["models.light"] = _model(light, goods, steps, slo)
     if "ensemble" in steps:
         tables |= {f"models.{path.stem}": _model(path, goods, steps, slo) for path in goods.partners}
-    tables |= _pipeline(NAME, goods if "ensemble" in steps else None)
+    tables |= _pipeline(NAME, goods, partners="ensemble" in steps)
     whole = tables[f"pipelines.{NAME}"]
     whole |= {"slo": slo} if "scheduling" in steps else {}
     whole |= {"cache": "on"} if "cache" in steps else {}
     if {"ensemble", "variants"} <= set(steps):
-        tables |= _pipeline(LIGHT, None)
+        tables |= _pipeline(LIGHT, goods, partners=False)
         tables[f"pipelines.{LIGHT}"] |= {"slo": slo} if "scheduling" in steps else {}
         whole["variants"] = [LIGHT]
     if "autopilot" in steps:
@@ -138,8 +140,8 @@ def _model(path: Path, goods: Goods, steps: Collection[str], slo: str) -> dict[s
     return table
 
 
-def _pipeline(name: str, goods: Goods | None) -> Tables:
-    """JPEG in, category out; with goods: partners of the classifier where it is unsure."""
+def _pipeline(name: str, goods: Goods, *, partners: bool) -> Tables:
+    """JPEG in, maybe with a text, category out; with partners of the classifier where it is unsure."""
     step = f"pipelines.{name}.steps"
     tables: Tables = {
         f"pipelines.{name}": {"inputs": {"jpeg": "BYTES[1]"}, "outputs": {"category": "best.index"}},
@@ -148,16 +150,21 @@ def _pipeline(name: str, goods: Goods | None) -> Tables:
         f"{step}.pixels": {"call": "image.normalise", "inputs": {"image": "resize.image"}},
         f"{step}.classify": {"model": "classifier", "inputs": {TAKES: "pixels.image"}},
     }
+    if goods.tokenizer is not None:
+        tables[f"pipelines.{name}"]["inputs"]["text"] = "BYTES[1]"
+        options = {"file": str(goods.tokenizer), "max_length": WORDS, "multiple_of": WORDS}
+        tables[f"{step}.tokens"] = {"call": "text.tokenize", "inputs": {"text": "text"}, "options": options}
+        tables[f"{step}.classify"]["inputs"]["words"] = "tokens.input_ids"
     scores = f"classify.{SCORES}"
-    if goods is not None:
+    if partners:
         asked = {"when": "sure.unsure"}
         options = {"threshold": goods.threshold, "by": "margin"}
         tables[f"{step}.sure"] = {"call": "combine.confidence", "inputs": {"own": scores}, "options": options}
-        partners = {path.stem.replace("-", "_"): path.stem for path in goods.partners}
+        others = {path.stem.replace("-", "_"): path.stem for path in goods.partners}
         tables |= {
-            f"{step}.{name}": {"model": model, "inputs": {TAKES: "pixels.image"}, **asked} for name, model in partners.items()
+            f"{step}.{name}": {"model": model, "inputs": {TAKES: "pixels.image"}, **asked} for name, model in others.items()
         }
-        answers = {"own": scores, **{name: f"{name}.{SCORES}" for name in partners}}
+        answers = {"own": scores, **{name: f"{name}.{SCORES}" for name in others}}
         tables[f"{step}.mean"] = {"call": "combine.average", "inputs": answers, **asked}
         scores = f"mean.scores | {scores}"
     tables[f"{step}.best"] = {"call": "argmax", "inputs": {"scores": scores}}
