@@ -51,7 +51,7 @@ def _report(args: argparse.Namespace) -> int:
 
     try:
         ensure_writable(args.out)
-        headline = save_html(_hour(ControlPort(args.control, credentials_of(args)), args.minutes), args.out)
+        headline = save_html(hour_of(ControlPort(args.control, credentials_of(args)), args.minutes), args.out)
     except (ConfigError, ControlError, ResultError) as error:
         complain(str(error))
         return USER_ERROR
@@ -60,7 +60,8 @@ def _report(args: argparse.Namespace) -> int:
     return OK
 
 
-def _hour(port: "ControlPort", minutes: int) -> "Hour":
+def hour_of(port: "ControlPort", minutes: int) -> "Hour":
+    """What it told of so many minutes. Raises ControlError."""
     from dlproxy.lab.report.hour import Hour
 
     asked = port.asked()

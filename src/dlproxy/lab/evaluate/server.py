@@ -49,7 +49,7 @@ class Control(Protocol):
 def cpu_s(pid: int | None, control: Control | None, model: str) -> float | None:
     """Seconds that the server has computed so far with its workers: from /proc, else by its metrics; None if nobody tells."""
     if pid is not None and (PROC / str(pid) / "stat").exists():
-        return sum(map(_process_cpu_s, _family(pid)))
+        return sum(map(process_cpu_s, _family(pid)))
     if control is None:
         return None
     try:
@@ -60,7 +60,7 @@ def cpu_s(pid: int | None, control: Control | None, model: str) -> float | None:
         return None
     if found is None or (workers and not control.is_here):
         return None
-    return float(found[1]) + sum(map(_process_cpu_s, workers))
+    return float(found[1]) + sum(map(process_cpu_s, workers))
 
 
 def waited_s(pid: int | None) -> float | None:
@@ -103,8 +103,8 @@ def _family(pid: int) -> list[int]:
     return family
 
 
-def _process_cpu_s(pid: int) -> float:
-    """With that of its children which have ended."""
+def process_cpu_s(pid: int) -> float:
+    """Seconds that one process has computed, with its children which have ended; 0 where the system does not say."""
     fields = _fields(pid)
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 

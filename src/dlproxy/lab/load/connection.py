@@ -16,7 +16,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from msgspec import Struct
 
 READ_BYTES = 1 << 16
-MAX_TEXT_BYTES = 500  # of an error's body that is kept
+MAX_TEXT_BYTES = 500  # of a body that is kept
 CLOSED = "connection closed by the server"
 CUT_SHORT = "connection closed by the server in the middle of an answer"
 NOT_HTTP = "not HTTP"
@@ -31,7 +31,7 @@ class Owner(Protocol):
 
     def answered(self, connection: "Connection", now: float) -> None:
         """Status 200 and a whole body. The connection may be used again if it is `usable`. Its `variant` says which model
-        answered in place of the one asked for, as in a path; empty if none did.
+        answered in place of the one asked for, as in a path; empty if none did. `body`: the first bytes of the answer's.
         """
 
     def refused(self, connection: "Connection", kind: str, text: str, now: float) -> None:
@@ -65,7 +65,7 @@ class Connection:
     """Connecting when made; raises OSError if the system gives no socket. `due_at`: since when the request counts."""
 
     __slots__ = (
-        *("busy", "due_at", "up", "usable", "variant"),
+        *("body", "busy", "due_at", "up", "usable", "variant"),
         *("_error", "_last", "_owner", "_recv", "_reply", "_selector", "_send", "_sock", "_tls", "_unsent"),
     )
 
@@ -84,7 +84,7 @@ class Connection:
         self._unsent: bytes | memoryview = b""
         self._reply: _Reply | None = None
         self.due_at = 0.0
-        self.variant = b""
+        self.body = self.variant = b""
         self.busy = self.up = False
         self.usable = True
         selector.register(self._sock, EVENT_WRITE, self._connected)
@@ -188,6 +188,7 @@ class Connection:
             self.busy = False
             at = data.find(_VARIANT, 0, body_at)
             self.variant = data[at + len(_VARIANT) : data.index(b"\r", at)] if at > 0 else b""
+            self.body = data[body_at : body_at + MAX_TEXT_BYTES]
             self._owner.answered(self, now)
         elif not data:
             self._ended(now)
@@ -223,6 +224,7 @@ class Connection:
 
     def _finish(self, reply: "_Reply", now: float, *, keep: bool) -> None:
         status, text, self.variant = reply.status, reply.text, reply.variant
+        self.body = text
         reply.release()
         self._reply = None
         self.busy = False
@@ -287,8 +289,8 @@ class _Reply:
 
     def on_body(self, body: bytes) -> None:
         self.body_bytes += len(body)
-        if self.status != 200 and len(self.text) < MAX_TEXT_BYTES:
-            self.text += body[:MAX_TEXT_BYTES]
+        if len(self.text) < MAX_TEXT_BYTES:
+            self.text += body[: MAX_TEXT_BYTES - len(self.text)]
 
     def on_message_complete(self) -> None:
         if self.status >= 200:

@@ -85,8 +85,8 @@ def main(pipe: Connection) -> None:
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         plan: Plan = pipe.recv()
         try:
-            _wake_in_time()
-            _allow_connections()
+            wake_in_time()
+            allow_connections()
             load = make_load(plan, pipe.send)
             load.selector.register(pipe, EVENT_READ, lambda mask: load.stop())
             load.connect()
@@ -106,13 +106,13 @@ def _stop(load: Load, pipe: Connection) -> None:
     load.stop()
 
 
-def _wake_in_time() -> None:
+def wake_in_time() -> None:
     """Linux wakes a sleeper up to 50 us late, to save power; ask it not to."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
 
 
-def _allow_connections() -> None:
+def allow_connections() -> None:
     """As many open files as the system lets us have."""
     with suppress(ImportError, OSError, ValueError):
         import resource

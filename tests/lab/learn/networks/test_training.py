@@ -121,7 +121,10 @@ def test_with_folds_every_example_is_measured_once_and_the_first_folds_network_l
     ("settings", "message"),
     [
         ({"data": "digit"}, "mine: settings: there is no data 'digit'; there are digits, cancer, wine, diabetes, loads"),
-        ({"network": "transformer"}, "there is no network 'transformer'; there are mlp, cnn, rnn, lstm, autoencoder, gan"),
+        (
+            {"network": "transformer"},
+            "there is no network 'transformer'; there are mlp, cnn, residual, rnn, lstm, autoencoder, gan",
+        ),
         ({"network": "cnn"}, "a network 'cnn' needs 1 sizes or more: the channels of each convolution"),
         ({"network": "cnn", "sizes": [4], "data": "wine"}, "a network 'cnn' takes images, and wine has none"),
         ({"network": "lstm", "sizes": [4], "data": "wine"}, "a network 'lstm' takes series, and wine has none"),
@@ -130,6 +133,8 @@ def test_with_folds_every_example_is_measured_once_and_the_first_folds_network_l
         ({"network": "lstm", "sizes": [4, 8]}, r"sizes \[4, 8\]: the layers of a recurrent network are of one size"),
         ({"folds": 1000}, r"Expected `int` <= 20 - at `\$.folds`"),
         ({"examples": 5}, "1437 examples of digits are too few to set 0.00348 of them aside"),
+        ({"coarse": 1}, "coarse is for a network that takes images of any size: residual"),
+        ({"data": "nowhere.npz"}, "nowhere.npz cannot be read"),
         ({"folds": 1}, "folds = 1 leaves nothing to learn from"),
         ({"patience": 3}, "patience needs examples to end by: give validation"),
         ({"optimiser": "adagrad"}, r"Invalid enum value 'adagrad' - at `\$.optimiser`"),
@@ -163,3 +168,42 @@ def test_what_is_measured_of_values_is_in_their_unit() -> None:
     assert figures["rmse"] == pytest.approx(float(data.targets.std()), rel=1e-4)
     assert figures["explained"] == pytest.approx(0.0, abs=1e-4)
     assert training.measured(data, places, data.targets[:, None]) == {"rmse": 0.0, "explained": 1.0}
+
+
+def of_a_file(path: Path, **changed: Any) -> str:
+    digits = load("digits")
+    arrays = {"x": digits.inputs[:400], "label": 2 * digits.targets[:400], "held_out": np.arange(400) >= 300}
+    np.savez(path, **{name: array for name, array in (arrays | changed).items() if array is not None})
+    return str(path)
+
+
+def test_a_residual_network_learns_a_file_of_ones_own_from_coarse_images_first(tmp_path: Path) -> None:
+    asked = {
+        "network": "residual",
+        "sizes": [8, 16],
+        "coarse": 4,
+        "epochs": 4,
+        "rate": 1e-2,
+        "data": of_a_file(tmp_path / "a.npz"),
+    }
+    run = make(Experiment(kind="network", about="", settings=asked), tmp_path / "made").run
+    assert len(run.curves["training loss"]) == 8
+    assert run.figures["accuracy"] > 0.6
+    with np.load(tmp_path / "made" / "heldout.npz") as kept:
+        assert np.array_equal(kept["label"], load("digits").targets[300:400])
+
+
+@pytest.mark.parametrize(
+    ("changed", "settings", "message"),
+    [
+        ({"label": None}, {}, "has one class: give it an array label"),
+        ({"label": np.zeros(9, np.int64)}, {}, "x, label and held_out are not of as many rows"),
+        ({}, {"folds": 2}, "says itself what is held out, so it is not split into folds"),
+    ],
+)
+def test_a_file_that_cannot_be_learnt_so(
+    changed: dict[str, Any], settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    asked = {"network": "mlp", "data": of_a_file(tmp_path / "b.npz", **changed)} | settings
+    with pytest.raises(LearnError, match=message):
+        make(Experiment(kind="network", about="", settings=asked), tmp_path / "made")

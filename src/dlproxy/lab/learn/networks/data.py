@@ -5,6 +5,7 @@ Called by training.py and by other parts that learn from the same data. Not awar
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +26,8 @@ Places = NDArray[np.intp]  # of examples
 
 class Data(Struct, frozen=True, kw_only=True):
     """`inputs`: [n, ...], as they are. `targets`: int64 [n], classes from 0; or float32 [n], values. `classes`: 0 for values.
-    `kind`: image [n, 1, height, width], series [n, steps, channels] or table [n, columns].
+    `kind`: image [n, channels, height, width], series [n, steps, channels] or table [n, columns]. `apart`: bool [n], those
+    that are held out because the data says so.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Data(Struct, frozen=True, kw_only=True):
     inputs: Floats
     targets: NDArray[Any]
     classes: int
+    apart: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -47,12 +50,33 @@ class Scale(Struct, frozen=True):
 
 @cache
 def load(name: str) -> Data:
-    """Of DATA; the same arrays each time, so nobody writes to them."""
-    return DATA[name](name)
+    """Of DATA, or of a file with `x`, and perhaps `label` (whole numbers, which become 0, 1 and so on) and `held_out` (bool);
+    the same arrays each time, so nobody writes to them. Raises LearnError.
+    """
+    if name in DATA:
+        return DATA[name](name)
+    if not name.endswith(".npz"):
+        raise LearnError(f"settings: there is no data '{name}'; there are {', '.join(DATA)}, and files that end in .npz")
+    try:
+        with np.load(Path(name), allow_pickle=False) as file:
+            inputs = np.asarray(file["x"], np.float32)
+            labels = np.asarray(file["label"], np.int64) if "label" in file else np.zeros(len(inputs), np.int64)
+            apart = np.asarray(file["held_out"], np.bool_) if "held_out" in file else None
+    except (OSError, ValueError, KeyError) as error:
+        raise LearnError(f"settings: data: {name} cannot be read: {error}") from error
+    known, targets = np.unique(labels, return_inverse=True)
+    if any(array.shape != (len(inputs),) for array in (labels, labels if apart is None else apart)):
+        raise LearnError(f"settings: data: {name}: x, label and held_out are not of as many rows")
+    kind = "image" if inputs.ndim == 4 else "table"
+    return Data(name=Path(name).stem, kind=kind, inputs=inputs, targets=targets, classes=len(known), apart=apart)
 
 
 def held_out(data: Data) -> tuple[Places, Places]:
-    """Examples to learn from, and the fifth of each class (or of all) by which nothing is ever chosen: always the same."""
+    """Examples to learn from, and those by which nothing is ever chosen, always the same: what the data sets apart, or a fifth
+    of each class (or of all).
+    """
+    if data.apart is not None:
+        return np.flatnonzero(~data.apart), np.flatnonzero(data.apart)
     return split(data, np.arange(len(data)), HELD_OUT, seed=0)
 
 
@@ -76,7 +100,12 @@ def few(data: Data, places: Places, count: int, *, seed: int) -> Places:
 
 
 def folds(data: Data, count: int, *, seed: int) -> list[tuple[Places, Places]]:
-    """So many times: examples to learn from, and the fold that is held out, each example once; of each class alike."""
+    """So many times: examples to learn from, and the fold that is held out, each example once; of each class alike.
+
+    Raises LearnError of data that sets examples apart.
+    """
+    if data.apart is not None:
+        raise LearnError(f"{data.name} says itself what is held out, so it is not split into folds: leave out folds")
     from sklearn.model_selection import KFold, StratifiedKFold
 
     kind = StratifiedKFold if data.classes else KFold

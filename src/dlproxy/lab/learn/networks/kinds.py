@@ -58,6 +58,36 @@ def cnn(make: Make) -> nn.Module:
     return nn.Sequential(*layers, *head)
 
 
+class Block(nn.Module):  # type: ignore[misc]
+    """Two 3 x 3 convolutions beside a way around them (He et al. 2016); `stride` 2 halves height and width."""
+
+    def __init__(self, channels: int, size: int, stride: int) -> None:
+        super().__init__()
+        first = nn.Conv2d(channels, size, 3, stride, padding=1, bias=False)
+        second = nn.Conv2d(size, size, 3, padding=1, bias=False)
+        self.bends = nn.Sequential(first, nn.BatchNorm2d(size), nn.ReLU(), second, nn.BatchNorm2d(size))
+        same = stride == 1 and channels == size
+        around = nn.Conv2d(channels, size, 1, stride, bias=False)
+        self.around = nn.Identity() if same else nn.Sequential(around, nn.BatchNorm2d(size))
+
+    def forward(self, given: Any) -> Any:
+        return torch.relu(self.bends(given) + self.around(given))
+
+
+def residual(make: Make) -> nn.Module:
+    """[n, channels, height, width], of any height and width, to [n, outputs]: two blocks a stage; each stage sees half of the
+    height and width that the one before it did, and the first half of the image's.
+    """
+    channels = make.sizes[0]
+    layers: list[nn.Module] = [nn.Conv2d(make.shape[0], channels, 3, 2, padding=1, bias=False), nn.BatchNorm2d(channels)]
+    layers.append(nn.ReLU())
+    for number, size in enumerate(make.sizes):
+        layers += [Block(channels, size, 2 if number else 1), Block(size, size, 1)]
+        channels = size
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(make.dropout), nn.Linear(channels, make.outputs)]
+    return nn.Sequential(*layers, *head)
+
+
 class Recurrent(nn.Module):  # type: ignore[misc]
     """[n, steps, channels] to [n, outputs], from what is known after the last step."""
 
@@ -129,6 +159,7 @@ NETWORKS = MappingProxyType(
     {
         "mlp": Kind("flat", "the units of each hidden layer", 0, mlp),
         "cnn": Kind("image", "the channels of each convolution", 1, cnn),
+        "residual": Kind("image", "the channels of each stage", 1, residual),
         "rnn": Kind("series", "the units of each layer", 1, lambda make: Recurrent(make, nn.RNN)),
         "lstm": Kind("series", "the units of each layer", 1, lambda make: Recurrent(make, nn.LSTM)),
         "autoencoder": Kind("flat", "the units of each layer of the encoder; the last is the code", 1, Autoencoder),

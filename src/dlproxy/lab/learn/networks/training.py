@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812 # as everybody calls it
 
@@ -30,9 +30,9 @@ TAKES = MappingProxyType({"image": "image", "series": "series", "table": "featur
 
 
 class Settings(How, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`sizes`: see kinds.py. `loss`: by the targets if empty. `examples`: so many are learnt from, 0: all there are.
-    `validation`: the share of them that is set aside to end by. `folds`: on each is measured in turn; 0: on the fifth that is
-    always held out.
+    """`data`: of ours, or a file. `sizes`: see kinds.py. `loss`: by the targets if empty. `examples`: so many are learnt from,
+    0: all. `validation`: the share of them that is set aside to end by. `folds`: on each is measured in turn; 0: on what is
+    always held out. `coarse`: epochs on images of half the height and width before the others (Tan and Le 2021, in two steps).
     """
 
     data: str
@@ -44,6 +44,7 @@ class Settings(How, frozen=True, kw_only=True, forbid_unknown_fields=True):
     examples: Annotated[int, Meta(ge=0)] = 0
     validation: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     folds: Annotated[int, Meta(ge=0, le=20)] = 0
+    coarse: Annotated[int, Meta(ge=0)] = 0
 
 
 _USUAL = Settings(data="", network="")
@@ -63,6 +64,8 @@ def train(experiment: Experiment, place: Place) -> Run:
     """One seed, on all folds. The first fold's network leaves, and what it was measured on beside it. Raises LearnError."""
     wanted = checked(settings(experiment, Settings), experiment.name)
     data = sets.load(wanted.data)
+    if data.classes == 1 and wanted.network != "autoencoder":
+        raise LearnError(f"{wanted.data} has one class: give it an array label")
     with reproducible(seed=place.seed, threads=place.threads):
         if wanted.network == "gan":
             from dlproxy.lab.learn.networks.gan import train as train_gan
@@ -99,13 +102,18 @@ def train(experiment: Experiment, place: Place) -> Run:
 
 def checked(wanted: Settings, name: str) -> Settings:
     """Raises LearnError for what its types cannot say."""
-    for what, given, known in (("data", wanted.data, DATA), ("network", wanted.network, NETWORKS)):
-        if given not in known:
-            raise LearnError(f"{name}: settings: there is no {what} '{given}'; there are {', '.join(known)}")
+    if wanted.data not in DATA and not wanted.data.endswith(".npz"):
+        raise LearnError(
+            f"{name}: settings: there is no data '{wanted.data}'; there are {', '.join(DATA)}, and files that end in .npz"
+        )
+    if wanted.network not in NETWORKS:
+        raise LearnError(f"{name}: settings: there is no network '{wanted.network}'; there are {', '.join(NETWORKS)}")
     kind = NETWORKS[wanted.network]
     wrong = ""
     if len(wanted.sizes) < kind.least:
         wrong = f"a network '{wanted.network}' needs {kind.least} sizes or more: {kind.sizes}"
+    elif wanted.coarse and wanted.network != "residual":
+        wrong = "coarse is for a network that takes images of any size: residual"
     elif wanted.folds == 1:
         wrong = "folds = 1 leaves nothing to learn from: give 2 or more, or 0 for the fifth that is always held out"
     elif wanted.network == "gan" and (
@@ -139,17 +147,25 @@ def learn(data: Data, learnt: Places, wanted: Settings, *, seed: int, workers: "
             return inputs, inputs if same else torch.from_numpy(data.targets[places])
         return inputs, torch.from_numpy((data.targets[places, np.newaxis] - back.mean) / back.deviation)
 
-    curves = fit(
-        served.network,
-        *tensors(learnt),
-        _loss(wanted.loss, values=back is not None),
-        wanted,
-        validation=None if kept is None else tensors(kept),
-        augment=augment(wanted.augment, data.kind, data.inputs.shape[1:]),
-        workers=workers,
-    )
+    curves: Curves = {}
+    for halved in (True, False) if wanted.coarse else (False,):
+        taught = _smaller(tensors(learnt), halved)
+        found = fit(
+            served.network,
+            *taught,
+            _loss(wanted.loss, values=back is not None),
+            structs.replace(wanted, epochs=wanted.coarse) if halved else wanted,
+            validation=None if kept is None else _smaller(tensors(kept), halved),
+            augment=augment(wanted.augment, data.kind, taught[0].shape[1:] if halved else data.inputs.shape[1:]),
+            workers=workers,
+        )
+        curves = {name: curves.get(name, []) + line for name, line in found.items()}
     gives = "reconstruction" if same else "probabilities" if data.classes else "value"
     return Trained(served.eval(), curves, TAKES[data.kind], gives)
+
+
+def _smaller(rows: tuple[Any, Any], halved: bool) -> tuple[Any, Any]:
+    return (F.avg_pool2d(rows[0], 2), rows[1]) if halved else rows
 
 
 def seen_as(data: Data, network: str) -> tuple[int, ...]:

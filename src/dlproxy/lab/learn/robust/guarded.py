@@ -4,7 +4,6 @@ Called by lab/learn/train.py. What it learns is steps/guard.py's. Not aware of: 
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from dlproxy.lab.learn.experiment import Experiment, LearnError, Place, Run, settings
 from dlproxy.lab.learn.networks import data as sets
-from dlproxy.lab.learn.networks.data import DATA, Data, Places
+from dlproxy.lab.learn.networks.data import Data, Places
 from dlproxy.steps.guard import Profile, fit
 
 Share = Annotated[float, Meta(gt=0, lt=1)]
@@ -39,7 +38,7 @@ def train(experiment: Experiment, place: Place) -> Run:
     Raises LearnError.
     """
     wanted: Settings = settings(experiment, Settings)
-    data = loaded(wanted.data)
+    data = sets.load(wanted.data)
     learnt, held_out = sets.fold(data, place.seed)
     taught, kept = sets.split(data, learnt, wanted.held, seed=place.seed)
     try:
@@ -59,22 +58,6 @@ def train(experiment: Experiment, place: Place) -> Run:
 
         figures |= deceived(wanted.model, data, taught, kept, held_out, profile, place)
     return Run(seed=place.seed, figures=figures)
-
-
-def loaded(name: str) -> Data:
-    """Of DATA, or of a file. Raises LearnError."""
-    if name in DATA:
-        return sets.load(name)
-    if not name.endswith(".npz"):
-        raise LearnError(f"settings: there is no data '{name}'; there are {', '.join(DATA)}, and files that end in .npz")
-    try:
-        with np.load(Path(name), allow_pickle=False) as file:
-            inputs = np.asarray(file["x"], np.float32)
-            targets = np.asarray(file["label"], np.int64) if "label" in file else np.zeros(len(inputs), np.int64)
-    except (OSError, ValueError, KeyError) as error:
-        raise LearnError(f"settings: data: {name} cannot be read: {error}") from error
-    kind = "image" if inputs.ndim == 4 else "table"
-    return Data(name=Path(name).stem, kind=kind, inputs=inputs, targets=targets, classes=len(np.unique(targets)))
 
 
 def profile_of(data: Data, taught: Places, kept: Places, wanted: Settings) -> Profile:

@@ -28,7 +28,7 @@ def model_table(
             continue
         if (knob.name == "path" and is_file(value)) or (knob.name == "samples" and value):
             value = os.path.relpath(value, folder)
-        line = f"{knob.name} = {_value(value)}"
+        line = f"{knob.name} = {toml_value(value)}"
         comment = comments.get(knob.name, "")
         lines += [*(f"# {part}" for part in comment.splitlines()), line]
     return "\n".join(lines) + "\n"
@@ -38,7 +38,8 @@ def _key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """On one line, tables inline."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key(name)} = {_value(item)}" for name, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(name)} = {toml_value(item)}" for name, item in value.items()) + "}"
     return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

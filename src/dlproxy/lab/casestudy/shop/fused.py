@@ -1,0 +1,118 @@
+"""A network of two inputs, a picture and words: which category the picture shows, and whether both are of the same product.
+
+Called by advertisement.py. Not aware of: where pictures and words come from.
+"""
+
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec import Struct, structs
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 # as everybody calls it
+
+from dlproxy.compress.recipes.torch.training import reproducible
+from dlproxy.lab.casestudy.shop.catalogue import CATEGORIES
+from dlproxy.lab.learn.networks.augment import Changes, images
+from dlproxy.lab.learn.networks.export import export
+from dlproxy.lab.learn.networks.fit import How, answers, fit
+from dlproxy.lab.learn.networks.kinds import Make, residual
+
+SIZES, WIDTH = (24, 40, 64), 64  # channels of the picture's stages; of what picture and words are compared in
+COARSE, FINE = 8, 1  # epochs
+HOW = How(batch=64, rate=4e-3, schedule="cosine")
+CHANGES = Changes(flip=0.5, shift=2, zoom=0.1, brightness=0.1)
+
+
+class Told(Struct, frozen=True, eq=False):
+    """`image`: float32 [n, 3, side, side]. `words`: int64 [n, length], 0 where there is none. `targets`: int64 [n, 2], the
+    category and whether both belong together.
+    """
+
+    image: NDArray[np.float32]
+    words: NDArray[np.int64]
+    targets: NDArray[np.int64]
+
+
+class Fused(nn.Module):  # type: ignore[misc] # torch is not read
+    """`image` and `words` to scores of the categories and one of belonging together, [n, categories + 1]."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.sees = residual(Make(shape=(3, 1, 1), sizes=SIZES, outputs=WIDTH))
+        self.reads = nn.Embedding(vocabulary, WIDTH, padding_idx=0)
+        self.says = nn.Linear(3 * WIDTH, len(CATEGORIES))
+        self.compares = nn.Sequential(nn.Linear(3 * WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
+
+    def forward(self, image: Any, words: Any) -> Any:
+        seen = self.sees(image)
+        read = self.reads(words).sum(1) / (words > 0).sum(1, keepdim=True).clamp(min=1)
+        both = torch.cat([seen, read, seen * read], 1)
+        return torch.cat([self.says(both), self.compares(both)], 1)
+
+
+class Packed(nn.Module):  # type: ignore[misc]
+    """The same for rows of pixels and then words, all floats, as `fit` takes them."""
+
+    def __init__(self, network: Fused, length: int) -> None:
+        super().__init__()
+        self.network, self.length = network, length
+
+    def forward(self, rows: Any) -> Any:
+        return self.network(*parted(rows, self.length))
+
+
+class Served(nn.Module):  # type: ignore[misc]
+    """To `probabilities` [n, categories] and `matches` [n, 1], of 0 to 1."""
+
+    def __init__(self, network: Fused) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Any, words: Any) -> tuple[Any, Any]:
+        found = self.network(image, words)
+        return found[:, :-1].softmax(-1), torch.sigmoid(found[:, -1:])
+
+
+def trained(learnt: Told, held_out: Told, path: Path, *, vocabulary: int, threads: int, seed: int = 1) -> dict[str, float]:
+    """Writes `path`; shares of held-out rows whose category, and whose belonging together, is told right."""
+    length = learnt.words.shape[1]
+    with reproducible(seed=seed, threads=threads):
+        network = Fused(vocabulary)
+        packed = Packed(network, length)
+        targets = torch.from_numpy(learnt.targets)
+        for halved, epochs in ((True, COARSE), (False, FINE)):
+            how = structs.replace(HOW, epochs=epochs)
+            fit(packed, _rows(learnt, halved=halved), targets, _lost, how, augment=lambda rows, _: _changed(rows, length))
+        found = answers(packed, _rows(held_out, halved=False)).numpy()
+        given = [torch.from_numpy(held_out.image[:8]), torch.from_numpy(held_out.words[:8])]
+        export(Served(network).eval(), path, given, inputs=["image", "words"], outputs=["probabilities", "matches"])
+    category = found[:, :-1].argmax(1) == held_out.targets[:, 0]
+    matches = (found[:, -1] > 0) == held_out.targets[:, 1]
+    return {"accuracy, category": float(category.mean()), "accuracy, matches": float(matches.mean())}
+
+
+def parted(rows: Any, length: int) -> tuple[Any, Any]:
+    """The pictures and the words."""
+    side = isqrt((rows.shape[1] - length) // 3)
+    return rows[:, :-length].reshape(-1, 3, side, side), rows[:, -length:].long()
+
+
+def _rows(told: Told, *, halved: bool) -> Any:
+    image = torch.from_numpy(told.image)
+    seen = F.avg_pool2d(image, 2) if halved else image
+    return torch.cat([seen.flatten(1), torch.from_numpy(told.words).float()], 1)
+
+
+def _changed(rows: Any, length: int) -> Any:
+    image, _ = parted(rows, length)
+    return torch.cat([images(image, CHANGES).flatten(1), rows[:, -length:]], 1)
+
+
+def _lost(found: Any, targets: Any) -> Any:
+    return F.cross_entropy(found[:, :-1], targets[:, 0]) + F.binary_cross_entropy_with_logits(
+        found[:, -1], targets[:, 1].float()
+    )

@@ -1,0 +1,97 @@
+"""Makes the shop's models again: `python -m dlproxy.lab.casestudy.shop.train FOLDER`, with dlproxy[learn,train,steps].
+
+Called by the study's --full, too; what is packaged came of it. Not aware of: how a network is trained, or compressed.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import onnxruntime
+from msgspec import structs
+from numpy.typing import NDArray
+
+from dlproxy.cores import usable_cores
+from dlproxy.lab.casestudy.shop.examples import Examples, examples
+from dlproxy.lab.learn.experiment import read
+from dlproxy.lab.learn.train import train as train_one
+
+EXPERIMENTS, MODELS = (Path(__file__).with_name(name) for name in ("experiments", "models"))
+NAMES = ("classifier", "partner-a", "partner-b")  # of experiments, and of the models that they make
+LEARNT, HELD_OUT = 8_000, 2_500  # uploads
+SEED, JUDGING_SEED = 1, 2  # of uploads: for networks; and others, for judging those that are compressed
+OPTIONS = {"prune-channels": {"ratio": 0.3, "steps": 1, "epochs": 2}}  # of `dlproxy compress`
+RECIPES = ("clean", "fuse", "fp16", "bf16", "dynamic-int8", "static-int8", *OPTIONS)
+_ROWS = 100  # asked at once
+
+Floats = NDArray[np.float32]
+Tell = Callable[[str], None]
+
+
+def train(
+    folder: Path, *, tell: Tell, names: Sequence[str] = NAMES, learnt: int = LEARNT, held_out: int = HELD_OUT
+) -> dict[str, dict[str, float]]:
+    """Into `folder`: NAME.onnx of each, and figures.json, which it returns. Raises LearnError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    began_at = perf_counter()
+    known = examples(learnt, held_out, seed=SEED, processes=usable_cores())
+    known.save(folder / "uploads.npz")
+    tell(f"{learnt} uploads to learn from and {held_out} held out: {perf_counter() - began_at:.0f} s")
+    for name in names:
+        experiment = read(EXPERIMENTS / f"{name}.toml")
+        experiment = structs.replace(experiment, settings=experiment.settings | {"data": str(folder / "uploads.npz")})
+        result = train_one(experiment, folder / name, threads=usable_cores(), tell=tell)
+        (folder / f"{name}.onnx").write_bytes((folder / name / "model.onnx").read_bytes())
+        tell(f"{name}: {result.runs[0].figures} in {result.runs[0].seconds:.0f} s")
+    figures = measured({name: folder / f"{name}.onnx" for name in names}, known)
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    return figures
+
+
+def measured(models: dict[str, Path], known: Examples) -> dict[str, dict[str, float]]:
+    """Of each, and of the mean of all their probabilities (`together`): the share of held-out uploads that are read right, and
+    of those whose drawing nothing was learnt from.
+    """
+    judged = known.image[known.held_out]
+    found = {name: probabilities(path, judged) for name, path in models.items()}
+    found["together"] = np.mean(list(found.values()), axis=0)
+    unseen = known.unseen[known.held_out]
+    right = {name: each.argmax(1) == known.label[known.held_out] for name, each in found.items()}
+    return {
+        name: {"accuracy": float(each.mean()), "accuracy, unseen drawings": float(each[unseen].mean())}
+        for name, each in right.items()
+    }
+
+
+def probabilities(model: Path, image: Floats) -> Floats:
+    """[n, categories]."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    parts = [session.run(["probabilities"], {"image": image[at : at + _ROWS]})[0] for at in range(0, len(image), _ROWS)]
+    found: Floats = np.concatenate(parts)
+    return found
+
+
+def compress(folder: Path, *, learnt: int = 4_000, judged: int = 3_000, most_loss: str = "1.5%", budget: str = "8m") -> None:
+    """What `dlproxy compress` makes of folder/classifier.onnx and its gate accepts: into folder/compressed, with its report.
+
+    Raises subprocess.CalledProcessError.
+    """
+    for name, chosen in (("taught", examples(learnt, 0, seed=SEED)), ("judged", examples(0, judged, seed=JUDGING_SEED))):
+        np.savez(folder / f"{name}.npz", image=chosen.image, label=chosen.label)
+    options = [f"--set={recipe}.{name}={value}" for recipe, chosen in OPTIONS.items() for name, value in chosen.items()]
+    asked = ["--data", folder / "taught.npz", "--held-out", folder / "judged.npz", "--max-loss", most_loss, "--budget", budget]
+    asked += ["--recipes", ",".join(RECIPES), "--out", folder / "compressed", "--threads", "1", *options]
+    command = [sys.executable, "-m", "dlproxy", "compress", folder / "classifier.onnx", *asked]
+    subprocess.run([str(part) for part in command], check=True)
+
+
+if __name__ == "__main__":
+    OUT = Path(sys.argv[1])
+    train(OUT, tell=lambda text: print(text, flush=True))  # noqa: T201
+    compress(OUT)
