@@ -1,4 +1,4 @@
-"""Counters that go on where a process has ended or does not answer: a sum over gateways never falls, as readers of rates expect.
+"""Counters that go on where a process has ended or does not answer: a sum over gateways never falls, as rates want it.
 
 Held by keeper.py, asked by control.py. Not aware of: processes, HTTP, who asks.
 """

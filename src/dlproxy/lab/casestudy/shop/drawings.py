@@ -91,7 +91,7 @@ def _plain(said: dict[str, Any]) -> list[str]:
 def _drawing(folder: Path, style: str, code: str) -> Image.Image:
     short = code.removesuffix("-fe0f")
     if style == "noto":
-        found = Image.open(folder / "emoji-datasource-google/img/google/64" / f"{code}.png")
+        found: Image.Image = Image.open(folder / "emoji-datasource-google/img/google/64" / f"{code}.png")
     elif style == "twemoji":
         found = _rendered(folder / "@twemoji/svg" / f"{short}.svg")
     else:
