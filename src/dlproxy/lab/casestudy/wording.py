@@ -186,6 +186,7 @@ def headline(study: Study) -> str:
     rows = goals(study).rows
     if not rows:
         return f"Too little was measured: no round has both {FASTAPI} and {WHOLE}."
-    reached = [row for row in rows if row[-1] != MISSED]
+    verdicts = [row[-1] for row in rows]
     said = ", ".join(f"{row[0].partition(':')[0]} {row[3]}" for row in rows)
-    return f"{len(reached)} of {len(rows)} figures reach what the case asks for: {said}."
+    more = f", {verdicts.count(UNSURE)} more on average but not surely" if UNSURE in verdicts else ""
+    return f"{verdicts.count(REACHED)} of {len(rows)} figures reach what the case asks for{more}: {said}."
