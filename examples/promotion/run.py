@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from dlproxy import CallError, Client
+from dlproxy import Client, InferenceError
 from dlproxy.lab.casestudy.shop.catalogue import CATEGORIES, Catalogue
 
 HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def main():
             began = time.perf_counter()
             try:
                 found = int(client.infer("upload", {"jpeg": [upload.jpeg]})["category"][0])
-            except CallError as error:  # on a busy machine there may be no time for it within the objective
+            except InferenceError as error:  # on a busy machine there may be no time for it within the objective
                 print(f"refused: {error}")
                 continue
             took_ms = (time.perf_counter() - began) * 1e3
