@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from dlproxy import Client
+from dlproxy import Client, InferenceError
 from dlproxy.lab.casestudy.shop.catalogue import CATEGORIES, Catalogue
 
 HERE = Path(__file__).parent
@@ -40,7 +40,11 @@ def main():
     with served() as client:
         for upload in shop.uploads(UPLOADS, seed=7, held_out=True):
             began = time.perf_counter()
-            found = int(client.infer("upload", {"jpeg": [upload.jpeg]})["category"][0])
+            try:
+                found = int(client.infer("upload", {"jpeg": [upload.jpeg]})["category"][0])
+            except InferenceError as error:  # on a busy machine there may be no time for it within the objective
+                print(f"refused: {error}")
+                continue
             took_ms = (time.perf_counter() - began) * 1e3
             right += found == upload.category
             name = shop.products[upload.product].name

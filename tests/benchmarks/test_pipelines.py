@@ -27,7 +27,7 @@ def _steps(example: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("example", ["ocr", "embedding", "speech"])
+@pytest.mark.parametrize("example", ["ocr", "embedding", "speech", "promotion"])
 def test_an_examples_configuration_is_valid(example: str) -> None:
     assert load(EXAMPLES / example / "dlproxy.toml").models
 

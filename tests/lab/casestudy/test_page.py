@@ -53,6 +53,7 @@ def test_one_round_reaches_nothing_surely() -> None:
     study = stand_ins.study(rounds=1)
     assert {row[4] for row in wording.goals(study).rows} == {"one round: no interval"}
     assert "reached" not in {row[6] for row in wording.goals(study).rows}
+    assert wording.headline(study).startswith("0 of 4 figures reach what the case asks for, 4 more on average but not surely: ")
     assert any("round only" in said for said in page.doubts(study))
 
 

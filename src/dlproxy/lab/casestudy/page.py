@@ -48,8 +48,8 @@ def html(study: Study) -> str:
             section("The same days otherwise", _html(words.more(study))),
             section("What each step does", _html(words.ablation(study))),
             *(section(title, bullets(lines)) for title, lines in _remarks(study) if lines),
-            *(section("What dlproxy decided", _html(_decisions(one))) for one in decisions if one),
-            section("The steps, and what else the case names", _html(steps(study))),
+            *(section("What dlproxy decided", _html(_decisions(one)), style="words") for one in decisions if one),
+            section("The steps, and what else the case names", _html(steps(study)), style="words"),
             section("How it was measured", bullets(how(study))),
         ],
     )

@@ -146,7 +146,10 @@ def ablation(study: Study) -> Table:
 
 def _rows(study: Study, name: str, how: str, before: str, after: str) -> list[list[str]]:
     found = [change(study, before, after, measure.of) for measure in asked_for(study)]
-    cells = ["-" if one is None or isnan(one.change) else f"{signed(one.change)} ({_between(one)})" for one in found]
+    ends = [f" ({_between(one)})" if one is not None and one.rounds > 1 else "" for one in found]
+    cells = [
+        "-" if one is None or isnan(one.change) else f"{signed(one.change)}{end}" for one, end in zip(found, ends, strict=True)
+    ]
     return [[name, how, *cells]] if any(one is not None for one in found) else []
 
 
@@ -175,7 +178,7 @@ def without_effect(study: Study) -> list[str]:
         found = [(measure, change(study, ALONE, f"only {name}", measure.of)) for measure in asked_for(study)]
         known = [(measure, one) for measure, one in found if one is not None and not isnan(one.change)]
         better = [one for measure, one in known if (one.low > 0.0 if measure.more else one.high < 0.0)]
-        if known and not better:
+        if known and not better and known[0][1].rounds > 1:
             what = ", ".join(f"{measure.name.partition(':')[0]} {signed(one.change)}" for measure, one in known)
             said.append(f"{name} by itself: {what}; no more than noise in {known[0][1].rounds} rounds")
     return said
@@ -186,6 +189,7 @@ def headline(study: Study) -> str:
     rows = goals(study).rows
     if not rows:
         return f"Too little was measured: no round has both {FASTAPI} and {WHOLE}."
-    reached = [row for row in rows if row[-1] != MISSED]
+    verdicts = [row[-1] for row in rows]
     said = ", ".join(f"{row[0].partition(':')[0]} {row[3]}" for row in rows)
-    return f"{len(reached)} of {len(rows)} figures reach what the case asks for: {said}."
+    more = f", {verdicts.count(UNSURE)} more on average but not surely" if UNSURE in verdicts else ""
+    return f"{verdicts.count(REACHED)} of {len(rows)} figures reach what the case asks for{more}: {said}."
