@@ -99,7 +99,7 @@ def files(folder: Path, page: str) -> None:
     shutil.copy(authority.issue("shop"), folder / "shop.key")
     (folder / "given.toml").write_text(SERVED, "utf-8")
     (folder / "dlproxy.toml").write_text(
-        '[models.digits]\npath = "digits.onnx"\n[models.resnet]\npath = "resnet.onnx"\n', "utf-8"
+        '[models.digits]\npath = "digits.onnx"\n[models.resnet]\npath = "resnet.onnx"\nslo = "p99=50ms"\n', "utf-8"
     )
     (folder / "b.json").write_text("[[1, 2, 3, 4]]", "utf-8")
     (folder / "arrivals.csv").write_text("at\n" + "\n".join(f"{number / 50:.3f}" for number in range(250)), "utf-8")
@@ -138,7 +138,11 @@ def names(page: str, folder: Path) -> dict[str, Any]:
     if page == "docs/guides/models.md":
         import torch
 
-        own[page] = {"net": torch.nn.Linear(784, 10)}
+        class Net(torch.nn.Linear):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return super().forward(x)
+
+        own[page] = {"net": Net(784, 10)}
     return {"__name__": "__main__", "__file__": str(folder / "program.py"), **own.get(page, {})}
 
 
