@@ -89,9 +89,9 @@ def test_arguments_that_make_no_sense_exit_with_2(arguments: list[str], capsys: 
         (
             ["zzz"],
             "dlproxy",
-            "there is no command 'zzz'; choose from serve, init, check, models, infer, keys, autopilot, cache, top, "
-            "gateways, logs, why, demo, bench, evaluate, simulate, tune, compress, cascade, split, learn, monitor, place, "
-            "report, completion",
+            "there is no command 'zzz'; choose from serve, init, migrate, check, models, infer, keys, autopilot, cache, top, "
+            "gateways, logs, why, demo, casestudy, bench, evaluate, simulate, tune, compress, cascade, split, learn, monitor, "
+            "place, report, completion",
         ),
         (["--verison"], "dlproxy", "unexpected argument --verison; did you mean --version?"),
         (

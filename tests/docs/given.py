@@ -149,6 +149,8 @@ def names(page: str, folder: Path) -> dict[str, Any]:
 ELSEWHERE = {
     "docs/guides/tensorflow-serving.md": "tensorflow-serving-api holds protobuf and TensorFlow at versions of its own; "
     "tests/wire/grpc asks in the same messages",
+    "docs/guides/from-bentoml.md": "BentoML is not installed here; tests/cli/test_migrate.py reads the same service",
+    "docs/guides/from-torchserve.md": "torch.jit.script warns that it is deprecated; it is what TorchServe takes",
 }
 """Pages whose programs are only compiled here, and why."""
 PATIENT = {"p99=20ms": "p99=20s", "timeout_s=0.1": "timeout_s=60", "client_timeout=0.5": "client_timeout=60"}

@@ -208,7 +208,7 @@ async def test_a_dead_one_is_a_line_and_one_when_it_is_back(lines: Lines, monkey
 async def test_where_nobody_listens_the_line_says_so(lines: Lines) -> None:
     with taken_port() as endpoint:
         one = tracer(endpoint)
-        some(one, 500)
+        some(one, 50)
         assert lines.wait(1)[0].endswith("does not take them: connection refused")
         await one.close()
     assert len(lines.lines) == 1
@@ -276,7 +276,7 @@ async def test_what_is_no_collector_costs_nobody_anything(
     assert len(told) <= 1
     assert all(line.startswith(f"traces: spans are lost, as {collector.endpoint} does not take them: ") for line in told)
     if said:
-        assert told[0].lower().endswith(said)
+        assert told[0].lower().endswith((said, "queue full, dropping span."))  # whichever comes first
 
 
 # Where it is off

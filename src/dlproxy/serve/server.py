@@ -430,7 +430,8 @@ class Server:
             await starting
             return True
         for number in (signal.SIGTERM, signal.SIGINT):  # a thread that loads a model is waited for
-            loop.add_signal_handler(number, os._exit, CUT_SHORT)
+            loop.remove_signal_handler(number)  # which the loop's end would take away, and the thread be waited for
+            signal.signal(number, lambda *_: os._exit(CUT_SHORT))
         log.info("stopped before the server was ready")
         starting.cancel()
         with suppress(asyncio.CancelledError):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
+from msgspec import structs
 
 from dlproxy.message import FailureKind, Ticket
 from dlproxy.policy.events import (
@@ -21,13 +22,14 @@ from dlproxy.policy.events import (
     InstanceUp,
     Reject,
 )
+from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.pool import InstancePool
 from dlproxy.policy.queueing import DISCIPLINES, Pins
 from dlproxy.telemetry.event_log import Header, Recorder, Replay, read, replay
 
 from .fixtures import LINE, Script, knobs
-from .machine import ARRIVALS, NAMES
+from .machine import ARRIVALS, NAMES, PLAIN, Change
 from .observer import Observer, Run, Where
 from .test_invariants import quick
 from .test_retired_instances import RetiringMachine
@@ -94,6 +96,10 @@ class PinMachine(RetiringMachine):
     """Among the others come tickets that may run on one instance only, whether it is up or not."""
 
     observer_class = PinObserver
+
+    def knobs_with(self, changes: list[Change], before: LaneKnobs = PLAIN) -> LaneKnobs:
+        """Sequences, which pin tickets, are refused where several gateways lease workers."""
+        return structs.replace(super().knobs_with(changes, before), leased=False)
 
     @rule(arrivals=ARRIVALS, names=st.lists(st.sampled_from(["", *NAMES]), min_size=6, max_size=6))
     def arrive_pinned(self, arrivals: list[Any], names: list[str]) -> None:

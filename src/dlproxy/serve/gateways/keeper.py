@@ -54,8 +54,8 @@ log = logging.getLogger(__name__)
 
 class Life(Struct, eq=False):
     """One process. `slot`: among those that may hold leases of workers. `control`: the path of its control port's Unix socket,
-    of no other. `running`: of whom how many requests are under way, where that is limited; `told`: what was charged last, by the
-    same keys.
+    of no other. `running`: of whom how many requests are under way, where that is limited; `told`: what was charged last, by
+    the same keys.
     """
 
     process: GatewayProcess

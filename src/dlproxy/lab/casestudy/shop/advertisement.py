@@ -115,4 +115,4 @@ def train(folder: Path, *, learnt: int = 8_000, held_out: int = 2_000, threads: 
 
 
 if __name__ == "__main__":
-    print(train(Path(sys.argv[1])))  # noqa: T201
+    sys.stdout.write(f"{train(Path(sys.argv[1]))}\n")

@@ -91,7 +91,12 @@ def compress(folder: Path, *, learnt: int = 4_000, judged: int = 3_000, most_los
     subprocess.run([str(part) for part in command], check=True)
 
 
+def _tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 if __name__ == "__main__":
     OUT = Path(sys.argv[1])
-    train(OUT, tell=lambda text: print(text, flush=True))  # noqa: T201
+    train(OUT, tell=_tell)
     compress(OUT)
