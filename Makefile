@@ -5,13 +5,13 @@ PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
 # Tests wait as much as they compute: four at once keep two cores busy. A file's tests stay in one process, and its servers with them.
 JOBS ?= 4
-HEAVY_JOBS ?= 3
+EXTRAS_JOBS ?= 3
 EXTRAS = $$(grep -rl --include='test_*.py' 'mark\.extras' tests)
 unexport PYTHONDONTWRITEBYTECODE  # the suite starts hundreds of Pythons, and each would compile everything anew
-.PHONY: help setup demo casestudy test test-extras test-ui test-heavy prove-properties prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-partitions prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching prove-deploy prove-ray prove-docs prove-newcomer release prove-soak check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-dashboard bench-gateways bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-split bench-learn bench-scale bench-ray bench-frameworks fidelity docs docs-site clean
+.PHONY: help setup demo casestudy test test-extras test-ui prove-properties prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-partitions prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching prove-deploy prove-ray prove-docs prove-newcomer release prove-soak check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-dashboard bench-gateways bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-split bench-learn bench-scale bench-ray bench-frameworks fidelity docs docs-site clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | casestudy [ARGS=--quick] | test | test-extras | test-ui | test-heavy | prove-properties [TIMES=10] | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-partitions [ROUNDS=20] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | prove-deploy | prove-ray [KILLS=10] | prove-docs [ARGS="-k why"] | prove-newcomer [RECORD=1] | release [PYTHONS=…] | prove-soak [MINUTES=60] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-dashboard | bench-gateways | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-split | bench-learn | bench-scale | bench-ray | bench-frameworks | fidelity | docs | docs-site | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | casestudy [ARGS=--quick] | test | test-extras | test-ui | prove-properties [TIMES=10] | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-partitions [ROUNDS=20] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | prove-deploy | prove-ray [KILLS=10] | prove-docs [ARGS="-k why"] | prove-newcomer [RECORD=1] | release [PYTHONS=…] | prove-soak [MINUTES=60] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-dashboard | bench-gateways | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-split | bench-learn | bench-scale | bench-ray | bench-frameworks | fidelity | docs | docs-site | clean"
 
 setup: $(VENV)/.installed
 
@@ -25,13 +25,10 @@ test: setup
 	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-extras: $(VENV)/.installed-extras
-	@$(PY) -m pytest -n $(HEAVY_JOBS) --dist loadfile -m extras $(EXTRAS) $(ARGS)
+	@$(PY) -m pytest -n $(EXTRAS_JOBS) --dist loadfile -m extras $(EXTRAS) $(ARGS)
 
 test-ui: $(VENV)/.installed-ui
 	@$(PY) -m pytest -m ui tests/ui $(ARGS)
-
-test-heavy: $(VENV)/.installed-extras $(VENV)/.installed-ui
-	@$(PY) -m pytest -n $(HEAVY_JOBS) --dist loadfile -m 'extras or ui' tests/ui $(EXTRAS) $(ARGS)
 
 prove-properties: setup
 	@DLPROXY_TIMES=$(or $(TIMES),10) $(PY) -m pytest -n $(JOBS) --dist loadfile $$(grep -rlE --include='test_*.py' '^@given|\.settings = ' tests) $(ARGS)
