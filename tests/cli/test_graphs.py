@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -40,10 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield process
 
 
-READS_YAML = pytest.mark.skipif(find_spec("yaml") is None, reason="needs PyYAML")
-
-
-@pytest.mark.parametrize("text", [json.dumps(GRAPH), pytest.param(YAML, marks=READS_YAML)])
+@pytest.mark.parametrize("text", [json.dumps(GRAPH), YAML])
 def test_a_graph_becomes_tables(text: str, server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     graph, tables = tmp_path / "graph", tmp_path / "dlproxy.toml"
     graph.write_text(text)
@@ -64,7 +60,7 @@ def test_what_cannot_be_imported(server: ServerProcess, tmp_path: Path, capsys: 
     graph = tmp_path / "graph.json"
     for text, said in (
         ("{", "graph.json: it is not JSON: "),
-        ("a: [", "it is not YAML: " if find_spec("yaml") else "to read YAML takes PyYAML"),
+        ("a: [", "it is not YAML: "),
         ("[]", "graph.json: it is no InferenceGraph: expected `object`, got `array`"),
         (json.dumps(GRAPH).replace("digits", "digit"), "'digit' is not found"),
     ):

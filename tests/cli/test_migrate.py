@@ -5,7 +5,6 @@ import json
 import shutil
 import zipfile
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,6 @@ from tests import models
 from tests.cli.on_a_server import only_line
 
 ONNX = models.DIGITS.read_bytes()
-READS_YAML = pytest.mark.skipif(find_spec("yaml") is None, reason="needs PyYAML")
 Files = Mapping[str, str | bytes]
 
 
@@ -312,9 +310,7 @@ CASES = {
         ("# path = \"b/s.py:numbers\"", "docs/guides/from-bentoml.md"),
         hands=2,
     ),
-}  # fmt: skip
-if find_spec("yaml") is not None:
-    CASES["an archive with settings of its own"] = Case(
+    "an archive with settings of its own": Case(
         {
             "net/MAR-INF/MANIFEST.json": json.dumps(
                 {"model": {"modelName": "net", "serializedFile": "net.pt", "handler": "mine.py", "configFile": "c.yaml"}}
@@ -336,11 +332,11 @@ if find_spec("yaml") is not None:
         },
         ("# by hand: inputs and outputs: TorchScript", "# by hand: sequenceBatching: ", "# not needed: maxWorkers: "),
         hands=4,
-    )
-YAML = ("bentofile.yaml", "an archive with settings of its own")
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param(one, marks=READS_YAML) if one in YAML else one for one in CASES])
+@pytest.mark.parametrize("name", CASES)
 def test_what_becomes_of_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -444,7 +440,7 @@ BAD_YAML: dict[str, tuple[Files, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*BAD, *(pytest.param(one, marks=READS_YAML) for one in BAD_YAML)])
+@pytest.mark.parametrize("name", [*BAD, *BAD_YAML])
 def test_what_cannot_be_translated(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
