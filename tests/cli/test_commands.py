@@ -91,7 +91,7 @@ def test_arguments_that_make_no_sense_exit_with_2(arguments: list[str], capsys: 
             "dlproxy",
             "there is no command 'zzz'; choose from serve, init, migrate, check, models, infer, keys, autopilot, cache, top, "
             "gateways, logs, why, demo, casestudy, bench, evaluate, simulate, tune, compress, cascade, split, learn, monitor, "
-            "place, report, completion",
+            "place, report, record, replay, completion",
         ),
         (["--verison"], "dlproxy", "unexpected argument --verison; did you mean --version?"),
         (

@@ -40,8 +40,9 @@ def opens(browser: "Browser") -> Iterator[Opens]:
 
     windows: list[Window] = []
 
-    def open_(server: ServerProcess, **how: int) -> "Window":
-        windows.append(Window(browser, server.control_port, **how))
+    def open_(server: ServerProcess | int, **how: int) -> "Window":
+        """`server`: or the port of a recording that is played."""
+        windows.append(Window(browser, server if isinstance(server, int) else server.control_port, **how))
         return windows[-1]
 
     yield open_

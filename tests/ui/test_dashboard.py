@@ -9,12 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from dlproxy.cli import main
 from dlproxy.message import DType
 from dlproxy.wire.identity import key_file
 from tests import models
+from tests.cli.test_record import replayed
 from tests.clients.server import ServerProcess, asked, write_config
 
 from .conftest import Load, Opens
@@ -302,6 +305,26 @@ def test_it_finds_a_server_again_that_was_restarted(tmp_path: Path, opens: Opens
         expect(page.locator("#notice")).to_be_hidden()
     assert all("ERR_" in text for text in window.complaints)  # the browser's own
     window.complaints.clear()
+
+
+def test_a_recording_is_played_held_and_moved(server: ServerProcess, tmp_path: Path, opens: Opens) -> None:
+    path = tmp_path / "sale.jsonl"
+    with Load(server, ROW, "ranker"):
+        assert main(["record", str(path), "--for", "3s", "--control", f"http://127.0.0.1:{server.control_port}"]) == 0
+    with replayed(path) as address:
+        page = opens(urlsplit(address).port).show("models/ranker/1")
+        expect(page.get_by_role("button", name="Play")).to_be_visible()  # it has come to its end
+        time = page.locator(".replay output")
+        ended = time.inner_text()
+        page.get_by_role("slider").press("Home")
+        expect(time).not_to_have_text(ended)
+        page.get_by_label("Speed").select_option("60")
+        page.get_by_role("button", name="Play").click()
+        expect(time).to_have_text(ended)
+        assert page.locator(".plot").first.is_visible()
+        assert page.get_by_role("button", name="Unload…").is_disabled()
+        found = Axe().run(page).response["violations"]
+        assert [one["id"] for one in found if one["impact"] in SERIOUS] == []
 
 
 def test_many_models_stay_usable(tmp_path: Path, opens: Opens) -> None:

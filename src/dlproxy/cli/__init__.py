@@ -28,6 +28,8 @@ from dlproxy.cli import (
     models,
     monitor,
     place,
+    record,
+    replay,
     report,
     serve,
     simulate,
@@ -84,6 +86,8 @@ def whole_parser() -> Parser:
         monitor,
         place,
         report,
+        record,
+        replay,
         completion,
     ):
         command.add_to(commands)

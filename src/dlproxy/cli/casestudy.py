@@ -4,7 +4,10 @@ Not aware of: how days are made, sent and measured (lab/casestudy).
 """
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from dlproxy.cli.bar import Bar
@@ -13,6 +16,8 @@ from dlproxy.cli.durations import seconds, span
 from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dlproxy.lab.casestudy.run import Asked
 
 CASES = ("promotion", "advertisement")
@@ -127,18 +132,31 @@ def _asked(args: argparse.Namespace) -> "Asked":
         agent=args.agent and args.agent.resolve(),
         goods=shop,
         pictures=pictures,
-        keep_hour=_keep_hour,
+        kept=_kept,
     )
 
 
-def _keep_hour(control_url: str, path: Path) -> None:
-    """As `dlproxy report` would. Raises LoadError and ResultError."""
+@contextmanager
+def _kept(control_url: str, folder: Path) -> "Iterator[None]":
+    """As `dlproxy record` and then `dlproxy report` would: day.jsonl and day.html. Raises LoadError and ResultError."""
     from dlproxy.cli.control_port import ControlError, ControlPort
+    from dlproxy.cli.record import finish, follow
     from dlproxy.cli.report import LONGEST_MIN, hour_of
     from dlproxy.lab.load.settings import LoadError
+    from dlproxy.lab.recording.recording import Writer
     from dlproxy.lab.report.hour import save_html
 
+    port, over = ControlPort(control_url, Credentials()), Event()
+    writer = Writer(folder / "day.jsonl", control_url)
     try:
-        save_html(hour_of(ControlPort(control_url, Credentials()), LONGEST_MIN), path)
+        with ThreadPoolExecutor(1) as beside:
+            recorded = beside.submit(follow, port, writer, over.is_set)
+            try:
+                yield
+            finally:
+                over.set()
+        recorded.result()
+        finish(port, writer)
+        save_html(hour_of(port, LONGEST_MIN), folder / "day.html")
     except ControlError as error:
         raise LoadError(str(error)) from None

@@ -1,13 +1,16 @@
 """The control port of a running server, asked over http.client: the models' state, the autopilot's, what is remembered, and
 changes.
 
-Called by cli/models.py, cli/autopilot.py, cli/cache.py, cli/log_levels.py, cli/report.py, cli/top.py and cli/why.py.
+Called by cli/models.py, cli/autopilot.py, cli/cache.py, cli/log_levels.py, cli/record.py, cli/report.py, cli/top.py and
+cli/why.py.
 
 Not aware of: command-line arguments, how a state is shown.
 """
 
 import difflib
 import http.client
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -461,6 +464,19 @@ class ControlPort:
         told = self._of_all("GET", "/dashboard/feed", "", accept="application/json")
         return msgspec.structs.asdict(self._converted(told, DashboardState))
 
+    def feed(self) -> Iterator[tuple[str, bytes]]:
+        """What the dashboard is told, each second: the event, and its JSON. Ends when the server ends it."""
+        event = ""
+        with self._asking("GET", "/dashboard/feed", accept="text/event-stream") as reply:
+            if reply.status != http.client.OK:
+                raise ControlError(self._no_control_port())
+            for line in reply:
+                field, _, value = line.strip().partition(b": ")
+                if field == b"event":
+                    event = value.decode("ascii")
+                elif field == b"data":
+                    yield event, value
+
     def asked(self) -> list[dict[str, Any]]:
         """Versions of models that were asked in the last hour, the most asked first."""
         return self._converted(self._of_all("GET", "/dashboard/history", ""), list[dict[str, Any]])
@@ -559,6 +575,20 @@ class ControlPort:
         accept: str = "*/*",
     ) -> tuple[int, bytes]:
         """Status and body of the answer."""
+        with self._asking(method, path, body=body, patience_s=patience_s, accept=accept) as reply:
+            return reply.status, reply.read()
+
+    @contextmanager
+    def _asking(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: dict[str, Any] | None = None,
+        patience_s: float = PATIENCE_S,
+        accept: str = "*/*",
+    ) -> Iterator[http.client.HTTPResponse]:
+        """The answer, to be read."""
         if self._tls is None:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=PATIENCE_S)
         else:
@@ -569,10 +599,9 @@ class ControlPort:
             payload = None if body is None else msgspec.json.encode(body)
             connection.request(method, path, payload, with_key({"Accept": accept}, self._asks.api_key))
             reply = connection.getresponse()
-            told = reply.read()
             if reply.status in (401, 403):
-                raise ControlError(self._refused(told))
-            return reply.status, told
+                raise ControlError(self._refused(reply.read()))
+            yield reply
         except TimeoutError:
             raise ControlError(f"{self.url} did not answer within {patience_s:g} s") from None
         except (OSError, UnicodeError) as error:

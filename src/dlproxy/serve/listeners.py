@@ -36,7 +36,7 @@ class Listeners:
                 self._sockets["uds"] = self.unix_socket.listener
             else:
                 self._bind("http_port", server.http_port)
-            self._sockets["control_port"] = _bind(server.host, server.control_port, "control_port")
+            self._sockets["control_port"] = bind(server.host, server.control_port, "control_port")
             if server.grpc != "off":
                 self._bind_grpc(server)
             if server.tfs:
@@ -59,11 +59,11 @@ class Listeners:
             self.unix_socket.remove()
 
     def _bind(self, knob: str, port: int) -> None:
-        listener = _bind(self._host, port, knob)
+        listener = bind(self._host, port, knob)
         if self._shared:  # that one has shown that nobody else has the port, which a shared one would not
             port = listener.getsockname()[1]
             listener.close()
-            listener = _bind(self._host, port, knob, shared=True)
+            listener = bind(self._host, port, knob, shared=True)
         self._sockets[knob] = listener
 
     def _bind_grpc(self, server: ServerConfig) -> None:
@@ -87,7 +87,7 @@ class Listeners:
             if knob == "uds":
                 found[knob] = listener.dup()
             elif knob != "control_port":
-                found[knob] = _bind(self._host, self.ports[knob], knob, shared=True)
+                found[knob] = bind(self._host, self.ports[knob], knob, shared=True)
         return found
 
     def take_control(self) -> socket.socket:
@@ -138,7 +138,8 @@ def _unix_socket(path: str) -> UnixSocket:
         raise PortError(f"cannot listen on {path}: {error.strerror or error}") from None
 
 
-def _bind(host: str, port: int, knob: str, *, shared: bool = False) -> socket.socket:
+def bind(host: str, port: int, knob: str, *, shared: bool = False) -> socket.socket:
+    """A socket that is bound. `knob`: its option's name, for messages. Raises PortError."""
     try:
         found = socket.getaddrinfo(plain_host(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]

@@ -1,5 +1,7 @@
 """A whole study with models that know nothing: both servers are started, live through a short day, and are compared."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -45,8 +47,14 @@ def _asked(folder: Path) -> Asked:
         agent=None,
         goods=stand_ins.goods(folder),
         pictures=_pictures,
-        keep_hour=lambda url, path: path.write_text(url),
+        kept=_kept,
     )
+
+
+@contextmanager
+def _kept(url: str, folder: Path) -> Iterator[None]:
+    yield
+    (folder / "day.html").write_text(url)
 
 
 def _pictures(count: int, seed: int) -> list[Item]:

@@ -5,7 +5,7 @@ Called by cli/casestudy.py. Not aware of: the command line, how a study is shown
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import cycle, pairwise
@@ -57,8 +57,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     agent: Path | None
     goods: Goods
     pictures: Callable[[int, int], Sequence[Item]]
-    keep_hour: Callable[[str, Path], None]
-    """Writes what dlproxy itself tells of a day, by its control port, as a page."""
+    kept: Callable[[str, Path], AbstractContextManager[None]]
+    """Entered for a day of dlproxy's, with its control port: what it tells of itself goes into a folder."""
 
 
 class Shown(Protocol):
@@ -207,9 +207,9 @@ def _turn(
         with servers.dlproxy(tables, folder) as served:
             assert served.control_url is not None
             before = servers.counted(served.url, served.control_url)
-            replayed, cores, others = _replay(served, day, pictures, interrupt, shown)
+            with asked.kept(served.control_url, folder):
+                replayed, cores, others = _replay(served, day, pictures, interrupt, shown)
             counted = servers.counted(served.url, served.control_url).since(before)
-            asked.keep_hour(served.control_url, folder / "day.html")
     begun_at = datetime.now(UTC).timestamp() - (monotonic() - replayed.start_at)
     return Turn(
         round=number,

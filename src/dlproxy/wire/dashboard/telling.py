@@ -86,9 +86,16 @@ class Telling:
             moved.tenants if moved.tenants != before.tenants else None,
         )
         moved.models = before.models
-        self.picture = moved
+        self._show(moved, seconds=1)
+
+    def anew(self, picture: Picture) -> None:
+        """Everybody who reads is told all there is, which need not follow from what there was."""
+        self._show(picture, seconds=2)  # as if they had missed one
+
+    def _show(self, picture: Picture, *, seconds: int) -> None:
+        self.picture = picture
         self._encoded.clear()
-        self._seconds += 1
+        self._seconds += seconds
         reached, self._next = self._next, asyncio.Event()
         reached.set()
 

@@ -107,7 +107,7 @@ def train(folder: Path, *, learnt: int = 8_000, held_out: int = 2_000, threads: 
     def told(count: int, *, apart: bool) -> Told:
         of = advertisements(count, seed=3, held_out=apart)
         words = tokens([one.text for one in of], folder / TOKENIZER.name)
-        targets = np.array([[one.category, one.matches] for one in of], np.int64)
+        targets = np.array([[one.product, one.matches] for one in of], np.int64)
         return Told(pixels([one.jpeg for one in of]), words, targets)
 
     path, size = folder / MODEL.name, 2 + len(known_words())

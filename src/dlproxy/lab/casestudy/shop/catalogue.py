@@ -64,6 +64,12 @@ class Catalogue:
         with Image.open(ATLAS) as atlas:
             return Catalogue(products, atlas.convert("RGBA"))
 
+    def of_category(self) -> NDArray[np.float32]:
+        """[products, categories]: 1 where a product is of a category."""
+        found = np.zeros((len(self.products), len(CATEGORIES)), np.float32)
+        found[np.arange(len(self.products)), self.categories] = 1.0
+        return found
+
     def drawing(self, product: int, style: int) -> Image.Image:
         """RGBA, SIDE x SIDE."""
         left, top = (product % ACROSS * len(STYLES) + style) * SIDE, product // ACROSS * SIDE

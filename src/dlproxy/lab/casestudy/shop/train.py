@@ -11,11 +11,13 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+import onnx
 import onnxruntime
 from msgspec import structs
 from numpy.typing import NDArray
 
 from dlproxy.cores import usable_cores
+from dlproxy.lab.casestudy.shop.catalogue import Catalogue
 from dlproxy.lab.casestudy.shop.examples import Examples, examples
 from dlproxy.lab.learn.experiment import read
 from dlproxy.lab.learn.train import train as train_one
@@ -45,11 +47,24 @@ def train(
         experiment = read(EXPERIMENTS / f"{name}.toml")
         experiment = structs.replace(experiment, settings=experiment.settings | {"data": str(folder / "uploads.npz")})
         result = train_one(experiment, folder / name, threads=usable_cores(), tell=tell)
-        (folder / f"{name}.onnx").write_bytes((folder / name / "model.onnx").read_bytes())
+        _write_categories(folder / name / "model.onnx", folder / f"{name}.onnx", np.unique(known.product))
         tell(f"{name}: {result.runs[0].figures} in {result.runs[0].seconds:.0f} s")
     figures = measured({name: folder / f"{name}.onnx" for name in names}, known)
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     return figures
+
+
+def _write_categories(told: Path, path: Path, products: NDArray[np.int64]) -> None:
+    """The model that tells these products as one that tells how likely each category is: the sum over its products."""
+    of = Catalogue.packaged().of_category()[products]
+    model = onnx.load(told)
+    graph, (given,) = model.graph, model.graph.output
+    for node in graph.node:
+        node.output[:] = ["products" if name == given.name else name for name in node.output]
+    graph.initializer.append(onnx.numpy_helper.from_array(of, "category_of_products"))
+    graph.node.append(onnx.helper.make_node("MatMul", ["products", "category_of_products"], [given.name]))
+    given.type.tensor_type.shape.dim[1].dim_value = of.shape[1]
+    onnx.save(model, path)
 
 
 def measured(models: dict[str, Path], known: Examples) -> dict[str, dict[str, float]]:

@@ -32,7 +32,8 @@ TAKES = MappingProxyType({"image": "image", "series": "series", "table": "featur
 class Settings(How, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`data`: of ours, or a file. `sizes`: see kinds.py. `loss`: by the targets if empty. `examples`: so many are learnt from,
     0: all. `validation`: the share of them that is set aside to end by. `folds`: on each is measured in turn; 0: on what is
-    always held out. `coarse`: epochs on images of half the height and width before the others (Tan and Le 2021, in two steps).
+    always held out. `coarse`: epochs on images of half the height and width before the others (Tan and Le 2021, in two steps),
+    which then are at a quarter of the rate.
     """
 
     data: str
@@ -154,7 +155,7 @@ def learn(data: Data, learnt: Places, wanted: Settings, *, seed: int, workers: "
             served.network,
             *taught,
             _loss(wanted.loss, values=back is not None),
-            structs.replace(wanted, epochs=wanted.coarse) if halved else wanted,
+            _how(wanted, halved),
             validation=None if kept is None else _smaller(tensors(kept), halved),
             augment=augment(wanted.augment, data.kind, taught[0].shape[1:] if halved else data.inputs.shape[1:]),
             workers=workers,
@@ -162,6 +163,12 @@ def learn(data: Data, learnt: Places, wanted: Settings, *, seed: int, workers: "
         curves = {name: curves.get(name, []) + line for name, line in found.items()}
     gives = "reconstruction" if same else "probabilities" if data.classes else "value"
     return Trained(served.eval(), curves, TAKES[data.kind], gives)
+
+
+def _how(wanted: Settings, halved: bool) -> How:
+    if halved:
+        return structs.replace(wanted, epochs=wanted.coarse)
+    return structs.replace(wanted, rate=wanted.rate / 4) if wanted.coarse else wanted
 
 
 def _smaller(rows: tuple[Any, Any], halved: bool) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ import { bytes, clock, plural, span } from "./format.js";
 import { concerns, worst } from "./health.js";
 import { modelView } from "./model.js";
 import { modelsView } from "./models.js";
+import { replayBar } from "./replay.js";
 import { follow } from "./server.js";
 import { requestsView } from "./why.js";
 
@@ -24,8 +25,12 @@ export const state = {
 };
 
 const found = (id) => document.getElementById(id);
+const replay = replayBar(state);
+found("notice").before(replay.element);
 let view = null;
 let due = false;
+let jumps = 0; // of a recording, to another instant
+let jumped = false;
 
 function heard(event, message) {
   const before = new Map([...state.models].map(([key, model]) => [key, model.state]));
@@ -46,6 +51,11 @@ function heard(event, message) {
   }
   state.at = message.at;
   Object.assign(state.server, message.server);
+  if (jumps !== (state.server.replay?.jumps ?? 0)) {
+    jumps = state.server.replay?.jumps ?? 0;
+    jumped = true;
+    state.rates.clear();
+  }
   for (const list of ["upstreams", "tenants"]) if (message[list]) state[list] = message[list];
   remember();
   announce(before);
@@ -90,7 +100,7 @@ function draw(changed, events) {
     const { changed: keys, events: fresh } = missed;
     missed.changed = new Set();
     missed.events = [];
-    if (!view) show();
+    if (!view || jumped) show();
     else view.update(keys, fresh);
     chrome();
   });
@@ -105,6 +115,8 @@ function retitle() {
 
 function chrome() {
   const server = state.server;
+  replay.update();
+  found("links").hidden = Boolean(server.replay);
   mark(document.body, "data-may-change", server.may_change !== false);
   for (const button of document.querySelectorAll("button[data-action]")) button.disabled = server.may_change === false;
   found("read-only").hidden = server.may_change !== false;
@@ -120,7 +132,7 @@ function connected(is, words) {
   const pill = found("connection");
   const notice = found("notice");
   mark(pill, "data-level", is ? "good" : "bad");
-  write(pill, is ? "Live" : "Not connected");
+  write(pill, is ? (state.server.replay ? "Recording" : "Live") : "Not connected");
   if (state.live !== is) {
     mark(document.body, "data-stale", !is && state.at > 0);
     if (state.at) write(found("announcements"), is ? "Connected again" : words);
@@ -143,6 +155,7 @@ function place() {
 function show() {
   if (!state.at) return;
   const [kind, ...rest] = place();
+  jumped = false;
   view?.close?.();
   const make =
     kind === "models" && rest.length ? modelView : kind && kind !== "models" ? (VIEWS[kind] ?? modelsView) : modelsView;

@@ -175,7 +175,10 @@ function chartsPart(model, state) {
   const { name, version } = model();
   const empty = () => Object.fromEntries([["at", []], ...FIELDS.map((field) => [field, []])]);
   let columns = empty();
-  let length = SPANS[0][0];
+  const recorded = state.server.replay; // all of a recording stands still, and fills up
+  const whole = recorded && Math.max(Math.ceil(recorded.to - recorded.from), 1);
+  const spans = recorded ? [[whole, "All of it"], ...SPANS] : SPANS;
+  let length = spans[0][0];
   let busy = false;
   const mine = () => state.events.filter((event) => event.model === name && event.at > state.at - length);
   let marks = [];
@@ -228,7 +231,7 @@ function chartsPart(model, state) {
       series: [{ field: "utilisation", label: "of its instances’ time", colour: "--main", fill: true }],
     }),
   ];
-  const chips = SPANS.map(([value, title]) =>
+  const chips = spans.map(([value, title]) =>
     h("button", { type: "button", class: "chip", "aria-pressed": value === length, onclick: () => choose(value) }, title),
   );
   const shares = bar("tall");
@@ -248,7 +251,7 @@ function chartsPart(model, state) {
 
   async function choose(value) {
     length = value;
-    chips.forEach((chip, index) => mark(chip, "aria-pressed", SPANS[index][0] === length));
+    chips.forEach((chip, index) => mark(chip, "aria-pressed", spans[index][0] === length));
     busy = true;
     try {
       const past = await ask(`dashboard/history?${new URLSearchParams({ model: name, version, seconds: length })}`);
@@ -264,7 +267,7 @@ function chartsPart(model, state) {
   function draw() {
     if (!element.isConnected) return;
     marks = mine();
-    const to = Math.max(state.at, columns.at.at(-1) ?? 0);
+    const to = recorded && length === whole ? recorded.to : Math.max(state.at, columns.at.at(-1) ?? 0);
     for (const one of all) one.set(columns, to - length, to);
   }
 

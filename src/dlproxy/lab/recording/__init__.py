@@ -1,0 +1,1 @@
+"""What a dashboard was told, kept second by second, and played again later."""
