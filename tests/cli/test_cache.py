@@ -13,7 +13,8 @@ import pytest
 
 from dlproxy.cli import USER_ERROR, main
 from dlproxy.cli.cache import _remarks
-from dlproxy.cli.control_port import CacheState, ControlPort
+from dlproxy.cli.control_port import ControlPort
+from dlproxy.cli.told import CacheState
 from tests.cli.on_a_server import Succeeds, fixtures, succeeds
 from tests.clients.server import HANG_S, ServerProcess, write_config
 

@@ -15,15 +15,8 @@ import msgspec
 import pytest
 
 from dlproxy.cli import USER_ERROR, control_port, main
-from dlproxy.cli.control_port import (
-    CandidateState,
-    ModelState,
-    ScalingState,
-    SequencesState,
-    StreamsState,
-    VariantsState,
-)
 from dlproxy.cli.terminal import INTERRUPTED
+from dlproxy.cli.told import CandidateState, ModelState, ScalingState, SequencesState, StreamsState, VariantsState
 from tests.cli.on_a_server import Succeeds, fixtures
 from tests.clients.server import HANG_S, ServerProcess, environment, write_config
 

@@ -7,8 +7,9 @@ import pytest
 
 from dlproxy.cli import main
 from dlproxy.cli.cluster import Operator
-from dlproxy.cli.control_port import ControlError, InstanceState, ModelState
+from dlproxy.cli.control_port import ControlError
 from dlproxy.cli.terminal import FAILED, USER_ERROR
+from dlproxy.cli.told import InstanceState, ModelState
 from dlproxy.config.cluster import MEMORY, ClusterConfig, NodeConfig, PlaceConfig, PlacedConfig
 from dlproxy.policy.placement.solve import solve
 

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from dlproxy import InferenceError, Model, Proxy
-from dlproxy.cli.control_port import ModelState
 from dlproxy.cli.models import _page
 from dlproxy.cli.serve import describe  # the start-up report has no other door
+from dlproxy.cli.told import ModelState
 
 Array = NDArray[Any]
 HANG_S = 60.0

@@ -13,7 +13,8 @@ from dlproxy.cli.models import add_options, duration, knob_and_value, shown, tab
 from dlproxy.cli.terminal import Commands
 
 if TYPE_CHECKING:
-    from dlproxy.cli.control_port import ControlPort, DecisionState, ExplanationState, ModelState, PilotState, WayState
+    from dlproxy.cli.control_port import ControlPort
+    from dlproxy.cli.told import DecisionState, ExplanationState, ModelState, PilotState, WayState
 
     Ask: TypeAlias = Callable[[ControlPort, argparse.Namespace], Any]
     View: TypeAlias = Callable[[ControlPort, Any, argparse.Namespace], Iterator[str]]

@@ -12,7 +12,8 @@ from dlproxy.cli.models import add_options, shown, size, table
 from dlproxy.cli.terminal import Commands
 
 if TYPE_CHECKING:
-    from dlproxy.cli.control_port import CacheState, ControlPort
+    from dlproxy.cli.control_port import ControlPort
+    from dlproxy.cli.told import CacheState
 
     Ask: TypeAlias = Callable[[ControlPort, argparse.Namespace], Any]
     View: TypeAlias = Callable[[ControlPort, Any, argparse.Namespace], Iterator[str]]

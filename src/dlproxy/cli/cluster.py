@@ -11,7 +11,8 @@ from typing import Protocol, TypeVar
 
 from msgspec import Struct
 
-from dlproxy.cli.control_port import ControlError, ModelState
+from dlproxy.cli.control_port import ControlError
+from dlproxy.cli.told import ModelState
 from dlproxy.config.cluster import MEMORY, ClusterConfig, PlacedConfig
 from dlproxy.policy.placement.moves import Health, Loads, Move, Phase, moves, waiting, wanted
 from dlproxy.policy.placement.problem import Model, Node, Placement, Problem

@@ -14,10 +14,10 @@ from dlproxy.cli.credentials import add_credentials, credentials_of
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
-    from dlproxy.cli.control_port import (
+    from dlproxy.cli.control_port import ControlPort
+    from dlproxy.cli.told import (
         CacheState,
         CandidateState,
-        ControlPort,
         InstanceState,
         ModelState,
         ScalingState,

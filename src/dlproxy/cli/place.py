@@ -14,7 +14,7 @@ from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, 
 
 if TYPE_CHECKING:
     from dlproxy.cli.cluster import Operator, Solve
-    from dlproxy.cli.control_port import ModelState
+    from dlproxy.cli.told import ModelState
     from dlproxy.config.cluster import ClusterConfig, PlacedConfig
     from dlproxy.policy.placement.problem import Placement, Problem
 

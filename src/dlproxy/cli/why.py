@@ -12,7 +12,8 @@ from dlproxy.cli.models import add_options, shown, table
 from dlproxy.cli.terminal import Commands
 
 if TYPE_CHECKING:
-    from dlproxy.cli.control_port import ControlPort, ExemplarState
+    from dlproxy.cli.control_port import ControlPort
+    from dlproxy.cli.told import ExemplarState
 
 HEADINGS = ("request", "model", "when", "took", "outcome", "first cause")
 KINDS = ("slow", "failed", "noted", "sample", "all")
