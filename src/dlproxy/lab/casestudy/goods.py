@@ -18,11 +18,12 @@ from dlproxy.lab.casestudy.steps import Goods
 from dlproxy.lab.load.settings import LoadError
 
 MODELS = Path(__file__).parent / "shop" / "models"
-THRESHOLD = 0.6
+USUAL_THRESHOLD = 0.5  # of a cascade for which none was chosen
 
 
 class _Figures(Struct):
     accuracy: float
+    threshold: float = USUAL_THRESHOLD
 
 
 def pictures(count: int, seed: int) -> Sequence[Item]:
@@ -58,6 +59,7 @@ def goods(folder: Path = MODELS) -> Goods:
     roles = dict(zip(("compressed", "light"), accepted, strict=False))
     figures = folder / "figures.json"
     told = msgspec.json.decode(figures.read_bytes(), type=dict[str, _Figures]) if figures.is_file() else {}
+    cascade = told.pop("cascade", _Figures(0.0))
     accuracy = {name: one.accuracy for name, one in told.items()}
     for name, (_, record) in roles.items():
         if record.candidate.measured is not None:
@@ -68,7 +70,7 @@ def goods(folder: Path = MODELS) -> Goods:
         light=roles["light"][0] if "light" in roles else None,
         partners=tuple(sorted(folder.glob("partner-*.onnx"))),
         accuracy=accuracy,
-        threshold=THRESHOLD,
+        threshold=cascade.threshold,
     )
 
 

@@ -22,7 +22,7 @@ from dlproxy.lab.learn.networks.fit import How, answers, fit
 from dlproxy.lab.learn.networks.kinds import Make, residual
 
 SIZES, WIDTH = (24, 48, 96), 64  # channels of the picture's stages; of what picture and words are compared in
-COARSE, FINE = 20, 2  # epochs, of which the others are at a quarter of the rate
+COARSE, FINE = 16, 6  # epochs, of which the latter are at half of the rate
 HOW = How(batch=64, rate=4e-3, schedule="cosine", epochs=COARSE)
 CHANGES = Changes(flip=0.5, shift=2, zoom=0.1, brightness=0.1)
 
@@ -86,7 +86,7 @@ def trained(learnt: Told, held_out: Told, path: Path, *, vocabulary: int, thread
         network = Fused(vocabulary, len(of_category))
         packed = Packed(network, length)
         targets = torch.from_numpy(learnt.targets)
-        for halved, how in ((True, HOW), (False, structs.replace(HOW, epochs=FINE, rate=HOW.rate / 4))):
+        for halved, how in ((True, HOW), (False, structs.replace(HOW, epochs=FINE, rate=HOW.rate / 2))):
             fit(packed, _rows(learnt, halved=halved), targets, _lost, how, augment=lambda rows, _: _changed(rows, length))
         scores = answers(packed, _rows(held_out, halved=False))
         category = scores[:, :-1].softmax(-1) @ of_category

@@ -25,7 +25,8 @@ from dlproxy.lab.learn.train import train as train_one
 EXPERIMENTS, MODELS = (Path(__file__).with_name(name) for name in ("experiments", "models"))
 NAMES = ("classifier", "partner-a", "partner-b")  # of experiments, and of the models that they make
 LEARNT, HELD_OUT = 8_000, 2_500  # uploads
-SEED, JUDGING_SEED = 1, 2  # of uploads: for networks; and others, for judging those that are compressed
+SEED, JUDGING_SEED, CHOOSING_SEED = 1, 2, 4  # of uploads: for networks; for judging those that are compressed; for the cascade
+WORTH = 0.9  # of what partners mend when they are always asked, the share that a cascade shall keep
 OPTIONS = {"prune-channels": {"ratio": 0.3, "steps": 1, "epochs": 2}}  # of `dlproxy compress`
 RECIPES = ("clean", "fuse", "fp16", "bf16", "dynamic-int8", "static-int8", *OPTIONS)
 _ROWS = 100  # asked at once
@@ -49,7 +50,8 @@ def train(
         result = train_one(experiment, folder / name, threads=usable_cores(), tell=tell)
         _write_categories(folder / name / "model.onnx", folder / f"{name}.onnx", np.unique(known.product))
         tell(f"{name}: {result.runs[0].figures} in {result.runs[0].seconds:.0f} s")
-    figures = measured({name: folder / f"{name}.onnx" for name in names}, known)
+    models = {name: folder / f"{name}.onnx" for name in names}
+    figures = measured(models, known) | {"cascade": cascade(models, examples(0, held_out, seed=CHOOSING_SEED))}
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     return figures
 
@@ -80,6 +82,22 @@ def measured(models: dict[str, Path], known: Examples) -> dict[str, dict[str, fl
         name: {"accuracy": float(each.mean()), "accuracy, unseen drawings": float(each[unseen].mean())}
         for name, each in right.items()
     }
+
+
+def cascade(models: dict[str, Path], judged: Examples) -> dict[str, float]:
+    """`threshold`: the least lead of the likeliest category from which the first model's answer may stand; and its worth on
+    these uploads: how often it is right (`accuracy`), and the others are asked (`asked`).
+    """
+    found = [probabilities(path, judged.image) for path in models.values()]
+    own, together = (each.argmax(1) == judged.label for each in (found[0], np.mean(found, axis=0)))
+    second, best = np.sort(found[0], axis=1)[:, -2:].T
+    enough = own.mean() + WORTH * (together.mean() - own.mean())
+    for threshold in np.arange(0.0, 1.01, 0.05).tolist():
+        unsure = best - second < threshold
+        right = np.where(unsure, together, own).mean()
+        if right >= enough:
+            break
+    return {"threshold": round(threshold, 2), "accuracy": float(right), "asked": float(unsure.mean())}
 
 
 def probabilities(model: Path, image: Floats) -> Floats:

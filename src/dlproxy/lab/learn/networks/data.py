@@ -48,15 +48,22 @@ class Scale(Struct, frozen=True):
     deviation: Floats
 
 
+def unknown(name: str) -> str:
+    """What is wrong with it as a name of data; empty if nothing is."""
+    if name in DATA or name.endswith(".npz"):
+        return ""
+    return f"there is no data '{name}'; there are {', '.join(DATA)}, and files that end in .npz"
+
+
 @cache
 def load(name: str) -> Data:
     """Of DATA, or of a file with `x`, and perhaps `label` (whole numbers, which become 0, 1 and so on) and `held_out` (bool);
     the same arrays each time, so nobody writes to them. Raises LearnError.
     """
+    if wrong := unknown(name):
+        raise LearnError(f"settings: {wrong}")
     if name in DATA:
         return DATA[name](name)
-    if not name.endswith(".npz"):
-        raise LearnError(f"settings: there is no data '{name}'; there are {', '.join(DATA)}, and files that end in .npz")
     try:
         with np.load(Path(name), allow_pickle=False) as file:
             inputs = np.asarray(file["x"], np.float32)

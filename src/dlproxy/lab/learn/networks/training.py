@@ -18,7 +18,7 @@ from dlproxy.compress.recipes.torch.training import reproducible
 from dlproxy.lab.learn.experiment import Experiment, LearnError, Place, Run, settings
 from dlproxy.lab.learn.networks import data as sets
 from dlproxy.lab.learn.networks.augment import Changes, augment
-from dlproxy.lab.learn.networks.data import DATA, Data, Places
+from dlproxy.lab.learn.networks.data import Data, Places
 from dlproxy.lab.learn.networks.export import Served, export
 from dlproxy.lab.learn.networks.fit import Curves, How, Loss, Whole, answers, fit
 from dlproxy.lab.learn.networks.kinds import NETWORKS, Make
@@ -33,7 +33,7 @@ class Settings(How, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`data`: of ours, or a file. `sizes`: see kinds.py. `loss`: by the targets if empty. `examples`: so many are learnt from,
     0: all. `validation`: the share of them that is set aside to end by. `folds`: on each is measured in turn; 0: on what is
     always held out. `coarse`: epochs on images of half the height and width before the others (Tan and Le 2021, in two steps),
-    which then are at a quarter of the rate.
+    which then are at half of the rate.
     """
 
     data: str
@@ -103,14 +103,11 @@ def train(experiment: Experiment, place: Place) -> Run:
 
 def checked(wanted: Settings, name: str) -> Settings:
     """Raises LearnError for what its types cannot say."""
-    if wanted.data not in DATA and not wanted.data.endswith(".npz"):
-        raise LearnError(
-            f"{name}: settings: there is no data '{wanted.data}'; there are {', '.join(DATA)}, and files that end in .npz"
-        )
+    if wrong := sets.unknown(wanted.data):
+        raise LearnError(f"{name}: settings: {wrong}")
     if wanted.network not in NETWORKS:
         raise LearnError(f"{name}: settings: there is no network '{wanted.network}'; there are {', '.join(NETWORKS)}")
     kind = NETWORKS[wanted.network]
-    wrong = ""
     if len(wanted.sizes) < kind.least:
         wrong = f"a network '{wanted.network}' needs {kind.least} sizes or more: {kind.sizes}"
     elif wanted.coarse and wanted.network != "residual":
@@ -168,7 +165,7 @@ def learn(data: Data, learnt: Places, wanted: Settings, *, seed: int, workers: "
 def _how(wanted: Settings, halved: bool) -> How:
     if halved:
         return structs.replace(wanted, epochs=wanted.coarse)
-    return structs.replace(wanted, rate=wanted.rate / 4) if wanted.coarse else wanted
+    return structs.replace(wanted, rate=wanted.rate / 2) if wanted.coarse else wanted
 
 
 def _smaller(rows: tuple[Any, Any], halved: bool) -> tuple[Any, Any]:
