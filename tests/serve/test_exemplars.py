@@ -13,10 +13,12 @@ from dlproxy.message import Failure, FailureKind, Request, Ticket
 from dlproxy.policy.why import causes
 from dlproxy.telemetry.exemplars import (
     MOST_FAILED,
+    MOST_GONE,
     MOST_NOTED,
     MOST_RUNS,
     MOST_SAMPLES,
     SLOWEST,
+    WINDOW_S,
     WINDOWS,
     Exemplars,
     ExemplarStore,
@@ -188,3 +190,20 @@ async def test_a_version_that_is_gone_is_told_of_for_a_while_and_keeps_nothing_a
     gc.collect()
     assert driver() is None
     assert [one.id for one in store] == [1]
+    for others, known in ((MOST_GONE - 1, 1), (1, 0)):  # which go after it
+        for _ in range(others):
+            store.add(other := Exemplars(store, "n", "1", ModelStats(), running=tuple))
+            store.remove(other)
+        assert len(list(store)) == known
+
+
+async def test_of_a_version_that_is_gone_nothing_is_known_after_ten_minutes() -> None:
+    rig = Rig(instances=1, service_s=0.01)
+    exemplars = watched(rig)
+    await ended([rig.send()])
+    store = exemplars._store
+    store.remove(exemplars)
+    await rig.rest(WINDOWS * WINDOW_S - 1.0)
+    assert [one.id for one in store] == [1]
+    await rig.rest(2.0)
+    assert list(store) == []

@@ -26,7 +26,7 @@ WINDOW_S, WINDOWS, SLOWEST = 10.0, 60, 8
 MOST_FAILED, MOST_SAMPLES, MOST_NOTED, MOST_RUNS = 256, 300, 256, 512
 SAMPLE_S = 1.0
 FULL_UP_TO = 16  # models that are kept track of with rings of that size; where there are more, each has its share of them
-MOST_GONE = 8  # versions that are not served any more, and what is known of them still
+MOST_GONE = 8  # versions that are not served any more, and what is known of them for as long as of the slowest
 MOST_SENDING = 256
 MOST_COMPARED = 128  # runs that tell what is usual of one
 NEIGHBOURS = 8  # runs and happenings that an exemplar keeps of each kind
@@ -283,7 +283,7 @@ class Exemplars:
         """Another window, where the last one is over."""
         if at >= self._window_until:
             self._window_until = at + WINDOW_S
-            self._store.journal.forget_old()
+            self._store.forget_old(at)
             self._bar_s = self._stats.keep_above_s = -inf
             self.windows.append([])
             while len(self.windows) > max(round(WINDOWS * self._store.share), 1):
@@ -461,7 +461,7 @@ class ExemplarStore:
         self.journal = Journal() if journal is None else journal
         self.journal.on_sent, self.journal.on_late = self._sent, self._late
         self._models: list[Exemplars] = []
-        self._gone: deque[Exemplars] = deque(maxlen=MOST_GONE)
+        self._gone: deque[tuple[float, Exemplars]] = deque(maxlen=MOST_GONE)  # with when they went
         self._sending: dict[int, Exemplar] = {}
 
     @property
@@ -476,12 +476,18 @@ class ExemplarStore:
         """It is not served any more. What was slow while another took its place is told for a while."""
         if exemplars in self._models:
             self._models.remove(exemplars)
-            self._gone.append(exemplars)
+            self._gone.append((self.journal.clock(), exemplars))
             exemplars.close()
 
     def __iter__(self) -> Iterator[Exemplar]:
-        for exemplars in (*self._gone, *self._models):
+        self.forget_old(self.journal.clock())
+        for exemplars in (*(gone for _, gone in self._gone), *self._models):
             yield from exemplars
+
+    def forget_old(self, now: float) -> None:
+        self.journal.forget_old()
+        while self._gone and self._gone[0][0] < now - WINDOWS * WINDOW_S:
+            self._gone.popleft()
 
     def neighbours(self, of: Exemplars, arrived_at: float, waited_s: float, at: float) -> list[Neighbour]:
         """Other models whose batches ran meanwhile, those that ran longest first."""

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 LEAST_SIDE, MOST_SIDE = 96, 256  # pixels
-SHARES = (0.55, 1.05)  # of the picture's side that the thing takes
-TURN, SHIFT, LEAN = 20.0, 0.12, 0.15  # degrees; of the side; of a pixel across for each one down
-CLUTTER, STICKER = 0.25, 0.2  # how often something else is in the picture, and something in front of the thing
+SHARES = (0.7, 1.05)  # of the picture's side that the thing takes
+TURN, SHIFT, LEAN = 12.0, 0.06, 0.1  # degrees; of the side; of a pixel across for each one down
+CLUTTER, STICKER = 0.15, 0.15  # how often something else is in the picture, and something in front of the thing
 NOISE, BLUR = 12.0, 1 / 70  # at most, of 255 and of the side
 QUALITY = (30, 93)
 

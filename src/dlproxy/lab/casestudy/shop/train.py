@@ -24,7 +24,7 @@ from dlproxy.lab.learn.train import train as train_one
 
 EXPERIMENTS, MODELS = (Path(__file__).with_name(name) for name in ("experiments", "models"))
 NAMES = ("classifier", "partner-a", "partner-b")  # of experiments, and of the models that they make
-LEARNT, HELD_OUT = 8_000, 2_500  # uploads
+LEARNT, HELD_OUT = 10_000, 2_500  # uploads
 SEED, JUDGING_SEED, CHOOSING_SEED = 1, 2, 4  # of uploads: for networks; for judging those that are compressed; for the cascade
 WORTH = 0.9  # of what partners mend when they are always asked, the share that a cascade shall keep
 OPTIONS = {"prune-channels": {"ratio": 0.3, "steps": 1, "epochs": 2}}  # of `dlproxy compress`
