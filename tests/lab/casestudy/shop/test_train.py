@@ -17,7 +17,7 @@ pytestmark = pytest.mark.extras
 def test_what_is_trained_leaves_as_a_file_with_its_figures(tmp_path: Path) -> None:
     told: list[str] = []
     figures = train(tmp_path, tell=told.append, names=["partner-a"], learnt=150, held_out=40)
-    assert set(figures) == {"partner-a", "together"}
+    assert set(figures) == {"partner-a", "together", "cascade"}
     assert figures["together"] == figures["partner-a"]
     assert (tmp_path / "partner-a.onnx").stat().st_size > 100_000
     assert "150 uploads to learn from and 40 held out" in told[0]

@@ -30,7 +30,7 @@ class Examples(Struct, frozen=True, eq=False):
     product: NDArray[np.int64]
 
     def save(self, path: Path) -> None:
-        """As `dlproxy learn` reads it. What is learnt are products: with categories alone it takes ten times as long."""
+        """As `dlproxy learn` reads it. What is learnt are products: of categories alone it takes far longer."""
         np.savez(path, x=self.image, label=self.product, held_out=self.held_out)
 
 

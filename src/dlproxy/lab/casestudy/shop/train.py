@@ -86,7 +86,7 @@ def measured(models: dict[str, Path], known: Examples) -> dict[str, dict[str, fl
 
 def cascade(models: dict[str, Path], judged: Examples) -> dict[str, float]:
     """`threshold`: the least lead of the likeliest category from which the first model's answer may stand; and its worth on
-    these uploads: how often it is right (`accuracy`), and the others are asked (`asked`).
+    these uploads: how often it is right (`accuracy`), the first is (`alone`), and the others are asked (`asked`).
     """
     found = [probabilities(path, judged.image) for path in models.values()]
     own, together = (each.argmax(1) == judged.label for each in (found[0], np.mean(found, axis=0)))
@@ -97,7 +97,8 @@ def cascade(models: dict[str, Path], judged: Examples) -> dict[str, float]:
         right = np.where(unsure, together, own).mean()
         if right >= enough:
             break
-    return {"threshold": round(threshold, 2), "accuracy": float(right), "asked": float(unsure.mean())}
+    shares = {"accuracy": right, "alone": own.mean(), "asked": unsure.mean()}
+    return {"threshold": round(threshold, 2)} | {name: float(share) for name, share in shares.items()}
 
 
 def probabilities(model: Path, image: Floats) -> Floats:
