@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings
+from dlproxy.instance.process.messages import NotLoaded
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.specs import PythonSpec
 from tests.instance import process_models as m
@@ -237,6 +238,17 @@ async def test_an_interpreter_that_cannot_start_is_a_model_error(monkeypatch: py
 
 
 # What it prints
+
+
+async def test_a_worker_that_ends_as_soon_as_it_has_said_why_it_cannot_load_is_not_lost() -> None:
+    instance = moody()
+    losses = Losses(instance)
+    instance._loading = loading = asyncio.get_running_loop().create_future()
+    instance._on_report(NotLoaded("no such layer"))
+    instance._on_exit("its process ended by itself")
+    with pytest.raises(ModelError, match="no such layer"):
+        await loading
+    assert not losses.reasons
 
 
 async def test_what_a_worker_prints_is_logged_under_its_name(caplog: pytest.LogCaptureFixture) -> None:

@@ -68,6 +68,9 @@ class QuickModels(FakeModels):
     def check_knobs(self, name: str, version: str, knobs: object) -> None:
         pass
 
+    def holds(self, name: str, version: str) -> dict[str, object]:
+        return {}
+
 
 class Doors:
     """Both, over one control plane that serves m, and can serve r from its repository."""

@@ -270,6 +270,7 @@ class ProcessInstance:
             self._on_done(report)
         elif self._loading is not None and not self._loading.done():
             if isinstance(report, NotLoaded):
+                self._may_end = True  # and it does, maybe before `start` gets to hear of it
                 self._loading.set_exception(ModelError(report.reason))
             elif isinstance(report, Loaded):
                 self.calibration, self.device = report.calibration, report.device
