@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from dlproxy.lab.casestudy.shop.catalogue import Catalogue
 
-MODEL, TOKENIZER = (Path(__file__).parent / "models" / name for name in ("advertisement.onnx", "tokenizer.json"))
+_MODELS = Path(__file__).with_name("models")
+MODEL, TOKENIZER, FIGURES = (_MODELS / name for name in ("advertisement.onnx", "tokenizer.json", "advertisement.json"))
 LENGTH = 12  # tokens that the model takes; text.tokenize pads to it by multiple_of
 FEWEST, MOST = 2, 6  # words
 MATCHING, SAME_CATEGORY = 0.5, 0.5  # shares: of all; of those whose words are of another product
@@ -73,7 +74,7 @@ def tokens(texts: Sequence[str], file: Path = TOKENIZER) -> NDArray[np.int64]:
     """As text.tokenize makes them: [n, LENGTH]."""
     from dlproxy.steps.tokens import Tokenize
 
-    step = Tokenize(file=str(file), max_length=LENGTH, multiple_of=LENGTH)
+    step = Tokenize(file=str(file), max_length=LENGTH, multiple_of=LENGTH, max_texts=max(len(texts), 1))
     found: NDArray[np.int64] = step(np.array([text.encode() for text in texts], object))["input_ids"]
     return found
 
@@ -97,7 +98,9 @@ def _words(words: Sequence[str], random: Generator) -> str:
 
 
 def train(folder: Path, *, learnt: int = 8_000, held_out: int = 2_000, threads: int = 2) -> dict[str, float]:
-    """advertisement.onnx and tokenizer.json into `folder`; figures of held-out advertisements. Needs dlproxy[learn,steps]."""
+    """Into `folder`: advertisement.onnx, tokenizer.json, and the figures of held-out advertisements, which it returns, as
+    advertisement.json. Needs dlproxy[learn,steps].
+    """
     from dlproxy.lab.casestudy.shop.examples import pixels
     from dlproxy.lab.casestudy.shop.fused import Told, trained
 
@@ -111,7 +114,9 @@ def train(folder: Path, *, learnt: int = 8_000, held_out: int = 2_000, threads: 
         return Told(pixels([one.jpeg for one in of]), words, targets)
 
     path, size = folder / MODEL.name, 2 + len(known_words())
-    return trained(told(learnt, apart=False), told(held_out, apart=True), path, vocabulary=size, threads=threads)
+    figures = trained(told(learnt, apart=False), told(held_out, apart=True), path, vocabulary=size, threads=threads)
+    (folder / FIGURES.name).write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    return figures
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from dlproxy.lab.learn.train import train as train_one
 EXPERIMENTS, MODELS = (Path(__file__).with_name(name) for name in ("experiments", "models"))
 NAMES = ("classifier", "partner-a", "partner-b")  # of experiments, and of the models that they make
 LEARNT, HELD_OUT = 10_000, 2_500  # uploads
-SEED, JUDGING_SEED, CHOOSING_SEED = 1, 2, 4  # of uploads: for networks; for judging those that are compressed; for the cascade
+SEED, JUDGING_SEED, CHOOSING_SEED = 1, 2, 4  # of uploads: for the first network; for compressed models; for the cascade
+PARTNERS_SEED = 10  # and on: who learnt from other uploads errs elsewhere
 WORTH = 0.9  # of what partners mend when they are always asked, the share that a cascade shall keep
 OPTIONS = {"prune-channels": {"ratio": 0.3, "steps": 1, "epochs": 2}}  # of `dlproxy compress`
 RECIPES = ("clean", "fuse", "fp16", "bf16", "dynamic-int8", "static-int8", *OPTIONS)
@@ -40,18 +41,19 @@ def train(
 ) -> dict[str, dict[str, float]]:
     """Into `folder`: NAME.onnx of each, and figures.json, which it returns. Raises LearnError."""
     folder.mkdir(parents=True, exist_ok=True)
-    began_at = perf_counter()
-    known = examples(learnt, held_out, seed=SEED, processes=usable_cores())
-    known.save(folder / "uploads.npz")
-    tell(f"{learnt} uploads to learn from and {held_out} held out: {perf_counter() - began_at:.0f} s")
-    for name in names:
+    for at, name in enumerate(names):
+        began_at = perf_counter()
+        known = examples(learnt, held_out, seed=PARTNERS_SEED + at if at else SEED, processes=usable_cores())
+        known.save(folder / "uploads.npz")
+        tell(f"{name}: {learnt} uploads to learn from and {held_out} held out: {perf_counter() - began_at:.0f} s")
         experiment = read(EXPERIMENTS / f"{name}.toml")
         experiment = structs.replace(experiment, settings=experiment.settings | {"data": str(folder / "uploads.npz")})
         result = train_one(experiment, folder / name, threads=usable_cores(), tell=tell)
         _write_categories(folder / name / "model.onnx", folder / f"{name}.onnx", np.unique(known.product))
         tell(f"{name}: {result.runs[0].figures} in {result.runs[0].seconds:.0f} s")
     models = {name: folder / f"{name}.onnx" for name in names}
-    figures = measured(models, known) | {"cascade": cascade(models, examples(0, held_out, seed=CHOOSING_SEED))}
+    judged, chosen = (examples(0, held_out, seed=seed, processes=usable_cores()) for seed in (SEED, CHOOSING_SEED))
+    figures = measured(models, judged) | {"cascade": cascade(models, chosen)}
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     return figures
 
