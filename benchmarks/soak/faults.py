@@ -295,19 +295,19 @@ UPSTREAM = r"(refused|cut) far .*(503|UNAVAILABLE) .*(upstream|no live instance)
 GONE = r"refused shop .*(404|503|NOT_FOUND|UNAVAILABLE) .*(is not found|is being unloaded|is being loaded)"
 # Closed as idle by a gateway that drained: the client was silent for longer than the grace, and too late.
 STALE = r"cut .*(IncompleteReadError 0 bytes|BrokenPipe|ConnectionReset).*\(silent for (0\.[3-9]|[1-9])"
-FAULTS = [
+FAULTS = [  # those that end gateways first: see soaking.py's plan
     Fault("worker killed", "SIGKILL of a worker process; both are up again", _worker_killed),
+    Fault("gateway killed", "SIGKILL of one of two; it is up again", _gateway_killed, cuts=True, gateways=True),
     Fault("Redis killed", f"SIGKILL, and started {AWAY_S:.0f} s later; answers are stored again", _redis_killed),
+    Fault("gateways restarted", "one after the other, over the control port", _gateways_restarted, (STALE,), gateways=True),
     Fault("upstream killed", "SIGKILL of one of two; it is started again", _upstream_killed, (UPSTREAM,)),
     Fault("certificate renewed", "another certificate in its file; both gateways show it", _certificate_renewed),
     Fault("new version", "in the repository; it answers, the one before it is removed", _new_version),
     Fault("knobs changed", "eight changes over the control port", _knobs_changed),
-    Fault("gateways restarted", "one after the other, over the control port", _gateways_restarted, (STALE,), gateways=True),
     Fault("upstream paused", f"SIGSTOP of one of two for {1.5 * AWAY_S:.0f} s", _upstream_paused, (UPSTREAM,)),
     Fault("clients vanish", f"{VANISHING} connections end with a request under way", _clients_vanish),
     Fault("broken version", "in the repository; it is said to have failed, and is removed", _broken_version),
     Fault("Redis paused", f"SIGSTOP for {AWAY_S:.0f} s; answers are stored again", _redis_paused),
-    Fault("gateway killed", "SIGKILL of one of two; it is up again", _gateway_killed, cuts=True, gateways=True),
     Fault("upstream half open", f"the line to one of two is dead for {1.5 * AWAY_S:.0f} s", _upstream_half_open, (UPSTREAM,)),
     Fault("model removed", "from the repository, and put back; it answers again", _model_removed, (GONE,)),
     Fault("slow readers", f"{SLOW} read nothing of very long streams; they are cut off", _slow_readers),

@@ -53,15 +53,14 @@ class Outcome(Struct):
 
 
 def plan(count: int) -> Iterator[Fault]:
-    """So many faults, in turn. In a long soak those that end gateways come in its first and its last quarter only: between
+    """So many faults, in turn. In a long soak those that end gateways come in its first and its last eighth only: between
     them each has time to show how its memory grows.
     """
-    faults = itertools.cycle(FAULTS)
-    for number in range(count):
-        fault = next(faults)
-        while count >= 3 * len(FAULTS) and fault.gateways and count // 4 <= number < count - count // 4:
-            fault = next(faults)
-        yield fault
+    if count < 3 * len(FAULTS):
+        return itertools.islice(itertools.cycle(FAULTS), count)
+    edge = FAULTS[: count // 8]
+    others = itertools.cycle([fault for fault in FAULTS if not fault.gateways])
+    return itertools.chain(edge, itertools.islice(others, count - 2 * len(edge)), edge)
 
 
 async def soak(children: Children, folder: Path, outcome: Outcome, stop: asyncio.Event) -> None:
