@@ -24,7 +24,7 @@ from dlproxy.lab.learn.networks.kinds import Make, residual
 SIZES, WIDTH = (24, 48, 96), 64  # channels of the picture's stages; of what picture and words are compared in
 COARSE, FINE = 16, 6  # epochs, of which the latter are at half of the rate
 HOW = How(batch=64, rate=4e-3, schedule="cosine", epochs=COARSE)
-TOLD = 0.5  # share that is learnt with its words
+TOLD = 0.5  # share of a batch that keeps its words
 CHANGES = Changes(flip=0.5, shift=2, zoom=0.1, brightness=0.1)
 
 
@@ -113,7 +113,7 @@ def _rows(told: Told, *, halved: bool) -> Any:
 
 
 def _changed(rows: Any, length: int) -> Any:
-    """Half of them without words, so that it learns to see as well."""
+    """Images augmented, and some without their words, so that it learns to see as well."""
     image, _ = parted(rows, length)
     told = torch.rand(len(rows), 1) < TOLD
     return torch.cat([images(image, CHANGES).flatten(1), rows[:, -length:] * told], 1)
