@@ -55,8 +55,15 @@ class FakeThreads:
     def at_rest(self) -> bool:
         return not self._jobs and not self._busy
 
-    def put(self, job: Job, deadline_at: float) -> None:
-        heappush(self._jobs, (deadline_at, next(self._numbers), job))
+    @property
+    def waiting(self) -> int:
+        return len(self._jobs)
+
+    def would_wait_s(self, rank: float) -> float:
+        return sum(one < rank for one, _, _ in self._jobs) * self.work_s / self.most
+
+    def put(self, job: Job, rank: float) -> None:
+        heappush(self._jobs, (rank, next(self._numbers), job))
         self._go_on()
 
     def _go_on(self) -> None:

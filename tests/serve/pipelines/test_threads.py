@@ -1,13 +1,16 @@
-"""Threads that code runs on: the earliest deadline first, what is late or cancelled not at all, and none is left."""
+"""Threads that code runs on: the lowest rank first, what is late or cancelled not at all, and none is left."""
 
 import asyncio
+import sys
 import threading
 from functools import partial
 from math import inf
 from typing import Any
 
+import pytest
+
 from dlproxy.serve.pipelines.code import CHEAP_S, SEEN, TOO_LONG_S, Pace
-from dlproxy.serve.pipelines.threads import Job, Threads
+from dlproxy.serve.pipelines.threads import SWITCH_S, Job, Threads
 from dlproxy.testing import ManualClock
 
 
@@ -23,11 +26,12 @@ class Order:
         self.begun = threading.Event()
         self._all = asyncio.Event()
 
-    def put(self, name: str, deadline_at: float = inf, *, wait: bool = False) -> Job:
+    def put(self, name: str, deadline_at: float = inf, *, wait: bool = False, takes_s: float = 0.0) -> Job:
         def work() -> str:
             self.begun.set()
             if wait:
                 self.go.wait(10.0)
+            self.clock.advance(takes_s)
             self.ran.append(name)
             return name
 
@@ -61,6 +65,35 @@ async def test_the_earliest_deadline_runs_first_and_what_is_late_or_cancelled_do
     assert order.ended == {"held": "held", "first": "first", "second": "second", "none": "none", "late": None}
     await order.threads.stop()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("dlproxy-steps")]
+
+
+async def test_a_job_would_wait_for_those_before_it_as_long_as_each_took() -> None:
+    order = Order()
+    order.put("held", wait=True)
+    for rank in (1.0, 2.0, 3.0):
+        order.put(f"at {rank}", rank, takes_s=0.25)
+    assert order.threads.would_wait_s(9.0) == 0.0, "nothing is known of how long they take"
+    order.go.set()
+    await order.until(4)
+    order.go.clear()
+    order.begun.clear()
+    order.put("held again", wait=True)
+    await asyncio.to_thread(order.begun.wait, 10.0)
+    for rank in (8.0, 9.0):
+        order.put(f"at {rank}", rank)
+    assert order.threads.waiting == 2
+    assert [order.threads.would_wait_s(rank) for rank in (7.0, 8.5, 10.0)] == [0.0, 0.25, 0.5]
+    order.go.set()
+    await order.threads.stop()
+
+
+async def test_the_interpreter_switches_quickly_while_there_are_threads() -> None:
+    before_s, order = sys.getswitchinterval(), Order()
+    order.put("a")
+    assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+    await order.until(1)
+    await order.threads.stop()
+    assert sys.getswitchinterval() == pytest.approx(before_s)
 
 
 async def test_there_are_as_many_threads_as_there_is_work_for_and_no_more() -> None:

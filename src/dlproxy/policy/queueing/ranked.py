@@ -205,12 +205,17 @@ class EarliestDeadline(RankedQueue):
         self._ageing_s = knobs.ageing_s
 
     def _rank(self, ticket: Ticket) -> float:
-        due_at = ticket.arrived_at + self._starvation_s
-        if ticket.deadline_at < due_at:
-            due_at = ticket.deadline_at
-        if ticket.priority:
-            due_at += (level(ticket) - DEFAULT_LEVEL) * self._ageing_s
-        return due_at
+        return due_at(ticket, ticket.deadline_at, self._starvation_s, self._ageing_s)
+
+
+def due_at(ticket: Ticket, deadline_at: float, starvation_s: float, ageing_s: float) -> float:
+    """Where EarliestDeadline sees this ticket, with that deadline."""
+    rank = ticket.arrived_at + starvation_s
+    if deadline_at < rank:
+        rank = deadline_at
+    if ticket.priority:
+        rank += (level(ticket) - DEFAULT_LEVEL) * ageing_s
+    return rank
 
 
 class Priority(RankedQueue):

@@ -23,6 +23,7 @@ from dlproxy.message import Request, Signature, TensorSpec, Ticket
 from dlproxy.policy.hops import VIA
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.pipelines import Pacing
+from dlproxy.policy.queueing.ranked import due_at
 from dlproxy.policy.why import StepTook
 from dlproxy.serve.pipelines import matching
 from dlproxy.serve.pipelines.code import CodeStage
@@ -76,6 +77,7 @@ class PipelineFleet:
         self.pacing = Pacing(self._wiring)
         self._config = config
         self._catalog = catalog
+        self._knobs = LaneKnobs()
         self._stages_of = stages_of
         self._on_stop = on_stop
         self.problem = ""
@@ -114,7 +116,7 @@ class PipelineFleet:
 
     def before(self, driver: Service, stats: ModelStats, knobs: LaneKnobs) -> MicroBatchLayer:
         """Where requests come in."""
-        stats.steps = self.counts
+        stats.steps, self._knobs = self.counts, knobs
         inputs, outputs = (tuple(msgspec.structs.replace(spec, rows=0) for spec in specs) for specs in self._ends)
         rows = Signature(inputs, outputs, batched=True, platform=PIPELINE)
         inner = PipelineLayer(driver, self, stats)
@@ -158,6 +160,12 @@ class PipelineFleet:
         return f"in other models: {steps}"
 
     # A Site
+
+    def rank(self, step: str, ticket: Ticket, now: float, items: int = 0) -> float:
+        return self._due_at(ticket, self.pacing.deadline_at(step, ticket, now, items))
+
+    def _due_at(self, ticket: Ticket, deadline_at: float) -> float:
+        return due_at(ticket, deadline_at, self._knobs.starvation_s, self._knobs.ageing_s)
 
     def over(self, run: Run) -> None:
         self.runs.pop(run.request.ticket.id, None)
@@ -246,7 +254,13 @@ class PipelineFleet:
     def waits(self, ticket: Ticket, now: float) -> dict[str, float]:
         if self.pacing.splits(now):
             asyncio.get_running_loop().call_soon(self._share_out)  # lanes may be in the midst of their commands
-        return {name: served.would_wait_s(ticket, now) for name, served in self._served()}
+        waits = {name: served.would_wait_s(ticket, now) for name, served in self._served()}
+        if self.threads.waiting:
+            wait_s = self.threads.would_wait_s(self._due_at(ticket, ticket.deadline_at))
+            for name, stage in self.stages.items():
+                if isinstance(stage, CodeStage) and not stage.pace.inline:
+                    waits[name] = wait_s
+        return waits
 
     def _share_out(self) -> None:
         """The models of the stages make their batches for what this pipeline's objective leaves them."""

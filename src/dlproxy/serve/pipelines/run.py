@@ -12,7 +12,7 @@ import numpy as np
 
 from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.tracebacks import origin_of
-from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Rest, Tensor, text_of
+from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Rest, Tensor, Ticket, text_of
 from dlproxy.policy.pipelines import Pacing
 from dlproxy.serve.pipelines.calls import Call, call_of
 from dlproxy.serve.pipelines.code import CodeStage, Context
@@ -44,6 +44,10 @@ class Site(Protocol):
     clock: Callable[[], float]
     runs: "dict[int, Run]"
     tracer: "Tracer | None"
+
+    def rank(self, step: str, ticket: Ticket, now: float, items: int = 0) -> float:
+        """Of this step's code among what waits for a thread; the lowest is first."""
+        ...
 
     def over(self, run: "Run") -> None:
         """It has ended."""
@@ -122,7 +126,7 @@ class Run:
         site, ticket = self._site, self.request.ticket
         job = Job(work, done, self._loop, ticket.deadline_at)
         items = self._calls[step.number].items
-        site.threads.put(job, site.pacing.deadline_at(step.name, ticket, site.clock(), items))
+        site.threads.put(job, site.rank(step.name, ticket, site.clock(), items))
         return job
 
     def context(self, stage: CodeStage) -> Context | None:

@@ -1,18 +1,22 @@
-"""Threads that steps of pipelines run Python code on, shared by all pipelines of a process: the earliest deadline first.
+"""Threads that steps of pipelines run Python code on, shared by all pipelines of a process: the lowest rank first.
 
-Used by calls.py. Not aware of: pipelines, what the code is.
+Used by calls.py; fleet.py asks how long a job would wait. Not aware of: pipelines, what the code is, what ranks mean.
 """
 
 import asyncio
+import sys
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from contextlib import suppress
-from heapq import heappop, heappush
 from itertools import count
 from math import inf
 from threading import Condition, Thread
 from typing import Any
 
 from msgspec import Struct
+
+MEMORY = 0.95  # of the time from one beginning to the next, kept at each further one: about the last 20 count
+SWITCH_S = 50e-6  # after which a thread that wants the GIL insists: a busy event loop gives it up so often that 5 ms never pass
 
 
 class Job(Struct, eq=False):
@@ -33,24 +37,40 @@ class Threads:
     def __init__(self, most: int, clock: Callable[[], float]) -> None:
         self.most = most
         self._clock = clock
-        self._jobs: list[tuple[float, int, Job]] = []
+        self._jobs: list[tuple[float, int, Job]] = []  # in order
         self._numbers = count()
         self._changed = Condition()
         self._threads: list[Thread] = []
         self._idle = 0
         self._stopping = False
+        self._switch_s = 0.0  # the process's own, before there were threads
+        self._each_s = 0.0  # from one job that begins to the next, while some wait
+        self._begun_at = inf  # the last one, if others waited then
 
     def __len__(self) -> int:
         return len(self._threads)
 
-    def put(self, job: Job, deadline_at: float) -> None:
-        """Run it, before those with later deadlines."""
+    @property
+    def waiting(self) -> int:
+        """Jobs that no thread has begun."""
+        return len(self._jobs)
+
+    def would_wait_s(self, rank: float) -> float:
+        """Until a job of this rank that came now would begin."""
         with self._changed:
-            heappush(self._jobs, (deadline_at, next(self._numbers), job))
+            return bisect_left(self._jobs, (rank,)) * self._each_s
+
+    def put(self, job: Job, rank: float) -> None:
+        """Run it, before those of higher rank."""
+        with self._changed:
+            insort(self._jobs, (rank, next(self._numbers), job))
             if self._idle >= len(self._jobs):
                 self._changed.notify()
             elif len(self._threads) < self.most:
                 thread = Thread(target=self._work, name=f"dlproxy-steps-{len(self._threads)}", daemon=True)
+                if not self._threads:
+                    self._switch_s = sys.getswitchinterval()
+                    sys.setswitchinterval(SWITCH_S)
                 self._threads.append(thread)
                 thread.start()
 
@@ -62,6 +82,8 @@ class Threads:
             self._changed.notify_all()
         for thread in threads:
             await asyncio.to_thread(thread.join)
+        if threads:
+            sys.setswitchinterval(self._switch_s)
         self._stopping = False
 
     def _work(self) -> None:
@@ -73,11 +95,22 @@ class Threads:
         with self._changed:
             while not self._stopping:
                 if self._jobs:
-                    return heappop(self._jobs)[2]
+                    return self._taken()
                 self._idle += 1
                 self._changed.wait()
                 self._idle -= 1
             return None
+
+    def _taken(self) -> Job:
+        """The first one that waits. What comes to nothing takes no time and shows none."""
+        job = self._jobs.pop(0)[2]
+        now = self._clock()
+        if not job.cancelled and now < job.begin_by:
+            if self._begun_at < inf:
+                took_s = now - self._begun_at
+                self._each_s = self._each_s * MEMORY + took_s * (1.0 - MEMORY) if self._each_s else took_s
+            self._begun_at = now if self._jobs else inf
+        return job
 
     def _run(self, job: Job) -> None:
         if job.cancelled:
