@@ -15,8 +15,8 @@ def _day() -> DayRecord:
     day = stand_ins.day_record()
     day.at_s = [0.0, 1.0, 2.0, 3.0, 4.0, 8.0, 8.5, 9.0, 9.4, 9.5]
     day.kind = [0, 1, 1, 2, 2, 0, 0, 1, 1, 2]
-    day.picture = [0, 1, 1, 2, 2, 3, 4, 5, 6, 7]
-    day.right = [0, 1, 1, 2, 2, 3, 4, 5, 6, 7]
+    day.picture = [0, 1, 1, 2, 2, 3, 4, 5, 6, 1]
+    day.right = [0, 1, 1, 2, 2, 3, 4, 5, 6, 1]
     day.length_s, day.sale_s = 10.0, (8.0, 10.0)
     return day
 
@@ -39,6 +39,7 @@ def test_by_hand() -> None:
     assert found.day.p50 == 30.0
     assert found.in_time == pytest.approx(0.6)
     assert found.urgent_in_time == pytest.approx(1.0)
+    assert found.new_in_time == pytest.approx(2 / 4)
     assert found.refused == pytest.approx(0.1)
     assert found.lost == pytest.approx(0.2)
     assert found.wrong == pytest.approx((0.5 + 1.0) / 5)  # of pictures 0 to 4: 1 is half wrong, 3 is wrong

@@ -31,8 +31,9 @@ class Times(Struct, kw_only=True):
 class Figures(Struct, kw_only=True):
     """Of one turn. Rates are answers within the objective per second. `useful`: core-seconds of those by the cores' time, each
     counted as its models take alone on one core; `at_first`: as the shop's first model takes. `wrong`: of the pictures that
-    were answered, each counted once. The other shares are of all requests. `cost_s`: core-seconds that the server took for
-    each of those answers. `at_once`: the most of them that were under way at a time.
+    were answered, each counted once. `new_in_time`: of requests in the sale for pictures that were not sent before. The other
+    shares are of all requests. `cost_s`: core-seconds that the server took for each of those answers. `at_once`:
+    the most of them that were under way at a time.
     """
 
     sale_rps: float
@@ -46,6 +47,7 @@ class Figures(Struct, kw_only=True):
     wrong: float
     in_time: float
     urgent_in_time: float
+    new_in_time: float
     refused: float
     lost: float
     at_once: int
@@ -87,6 +89,7 @@ def figures(day: DayRecord, turn: Turn) -> Figures:
         wrong=_wrong(np.array(day.picture)[answered], (answer != np.array(day.right))[answered]),
         in_time=float(in_time.mean()),
         urgent_in_time=float(in_time[urgent].mean()),
+        new_in_time=float(in_time[sale & _first(np.array(day.picture))].mean()),
         refused=float((answer == REFUSED).mean()),
         lost=float((answer <= NONE).mean() - (answer == REFUSED).mean()),
         at_once=_at_once(at_s[in_time], latency_ms[in_time] * 1e-3),
@@ -107,6 +110,13 @@ def _wrong(picture: NDArray[np.int64], wrong: NDArray[np.bool_]) -> float:
     counts = np.bincount(picture)
     shares = np.bincount(picture, weights=wrong)[counts > 0] / counts[counts > 0]
     return float(shares.mean())
+
+
+def _first(picture: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether none before it was for the same picture."""
+    found = np.zeros(picture.size, bool)
+    found[np.unique(picture, return_index=True)[1]] = True
+    return found
 
 
 def _at_once(begun_s: NDArray[np.float64], took_s: NDArray[np.float64]) -> int:

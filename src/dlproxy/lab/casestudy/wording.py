@@ -69,6 +69,7 @@ MORE = (
     Measure("cores busy", lambda one: one.busy, percent, False),
     Measure("answered in time, of all requests", lambda one: one.in_time, percent, True),
     Measure("answered in time, of checkouts", lambda one: one.urgent_in_time, percent, True),
+    Measure("answered in time, of new pictures in the sale", lambda one: one.new_in_time, percent, True),
     Measure("refused at once", lambda one: one.refused, percent, False),
     Measure("without any answer", lambda one: one.lost, percent, False),
 )
