@@ -170,6 +170,21 @@ def test_what_cannot_be_done_is_said_in_the_servers_words(server: ServerProcess,
     window.complaints.clear()
 
 
+def test_a_pipeline_shows_its_steps(server: ServerProcess, opens: Opens) -> None:
+    ends = {"inputs": {"x": "FP32[-1,1]"}, "outputs": {"y": "again.y"}}
+    steps = {"once": {"model": "ranker", "inputs": {"x": "x"}}, "again": {"model": "ranker", "inputs": {"x": "once.y"}}}
+    server.control("/models/chain/load", {"path": "pipeline", "config": {**ends, "steps": steps}})
+    try:
+        page = opens(server).show("models/chain/1")
+        steps_of = page.locator("section", has=page.get_by_role("heading", name="Steps", exact=True))
+        expect(steps_of.locator("tbody th")).to_have_text(["once", "again"])
+        expect(steps_of.locator("tbody td").first).to_have_text("\u2013")
+        with Load(server, ROW, "chain"):
+            expect(steps_of.locator("tbody tr").last.locator("td").nth(1)).to_contain_text("ms")
+    finally:
+        asked(f"http://127.0.0.1:{server.control_port}/models/chain/unload", b"{}", method="POST")
+
+
 def test_what_the_server_says_is_text(server: ServerProcess, opens: Opens) -> None:
     page = opens(server).show()
     body = json.dumps({"path": "sleep:base=1ms", "on_demand": True}).encode()

@@ -251,6 +251,7 @@ class StepCounts(Struct, eq=False):
     computed_s: float = 0.0
     usual_s: float = 0.0
     """What it computes of late."""
+    usual_wait_s: float = 0.0
 
     def began(self) -> None:
         self.in_flight += 1
@@ -261,6 +262,7 @@ class StepCounts(Struct, eq=False):
         self.waited_s += waited_s
         self.computed_s += computed_s
         self.usual_s += (computed_s - self.usual_s) / min(self.requests, NEWEST)
+        self.usual_wait_s += (waited_s - self.usual_wait_s) / min(self.requests, NEWEST)
 
     def failed(self) -> None:
         self.in_flight -= 1

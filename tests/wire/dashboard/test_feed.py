@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dlproxy.message import FailureKind, Quota, Ticket
 from dlproxy.policy.planner import VersionState
 from dlproxy.policy.quota import Quotas
-from dlproxy.telemetry.stats import WatchCounts
+from dlproxy.telemetry.stats import StepCounts, WatchCounts
 from dlproxy.wire.dashboard import telling
 from dlproxy.wire.dashboard.sampling import MOST_EVENTS
 from dlproxy.wire.dashboard.telling import Audience
@@ -337,6 +337,28 @@ def test_what_is_refused_and_what_fails_is_told_apart() -> None:
     rig.second()
     told = rig.sampler.shown(("a", "1"))
     assert (told["rejects_rate"], told["failures_rate"]) == (5.0, 2.0)
+
+
+def test_a_pipeline_tells_what_its_steps_wait_and_compute() -> None:
+    rig = Rig("a")
+    rig.second()
+    stats = rig.models["a/1"].stats
+    assert rig.sampler.shown(("a", "1"))["steps"] is None
+    stats.steps = {"decode": StepCounts(), "read": StepCounts(skipped=1)}
+    for _ in range(2):
+        stats.steps["decode"].began()
+    stats.steps["decode"].ended(waited_s=0.001, computed_s=0.0021234)
+    decode, read = rig.sampler.shown(("a", "1"))["steps"]
+    assert decode == {
+        "name": "decode",
+        "running": 1,
+        "usual_wait_s": 0.001,
+        "usual_s": 0.00212,
+        "ended": 1,
+        "skipped": 0,
+        "failed": 0,
+    }
+    assert (read["name"], read["skipped"]) == ("read", 1)
 
 
 async def test_who_has_a_quota_is_told_to_those_who_may_see_all() -> None:

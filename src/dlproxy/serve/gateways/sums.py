@@ -14,7 +14,9 @@ _OF_THE_MODEL = ("version", "default", "share", "objective_s", "tolerated", "bat
 _OF_THE_SERVER = ("at", "started_at", "number", "concurrent", "requests_per_s", "rows_per_s")
 _FIRST = frozenset((*_OF_THE_MODEL, *_OF_THE_SERVER, "priority", "restarts", "knobs", "tuned", "ways"))
 """What is the same everywhere, or of which the sum says nothing."""
-_MOST = frozenset(["p50_s", "p95_s", "p99_s", "for_s", "again_in_s", "batch_rows", "step_s", "utilisation"])
+_MOST = frozenset(
+    [*("p50_s", "p95_s", "p99_s", "usual_s", "usual_wait_s"), *("for_s", "again_in_s", "batch_rows", "step_s", "utilisation")]
+)
 _LEAST = frozenset(["requests_left", "rows_left", "met", "budget_left", "hit_ratio"])
 _WORST = ("failed", "down", "loading", "waiting", "unloading", "leaving", "wanted", "up", "serving")
 """States of a model, that of the one which is the furthest from well first."""

@@ -9,6 +9,7 @@ from typing import Any
 from dlproxy.message import encodable
 from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
+from dlproxy.telemetry.stats import StepCounts
 from dlproxy.wire.catalog import ServedModel
 from dlproxy.wire.dashboard.history import Counts, Track, batch_rows, nothing, quantiles, utilisation
 
@@ -76,6 +77,7 @@ def _served(model: ServedModel, view: LaneView, track: Track | None) -> dict[str
         "cache": _cache(model, counts),
         "objective": _objective(model, track),
         "autopilot": None if pilot is None else {key: pilot[key] for key in ("mode", "phase", "pins")},
+        "steps": None if stats.steps is None else [_step(*step) for step in stats.steps.items()],
         "variants": None if stats.variants is None else {str(level): by for level, by in stats.variants.assignment.items()},
         "alarm": "" if pilot is None else pilot["unusual"],
     }
@@ -115,6 +117,19 @@ def _cache(model: ServedModel, counts: Counts) -> dict[str, Any] | None:
     size = cache.size()
     ratio = counts.hits / counts.look_ups if counts.look_ups else None
     return {"hit_ratio": short(ratio), "entries": size.entries, "bytes": size.bytes}
+
+
+def _step(name: str, counts: StepCounts) -> dict[str, Any]:
+    """Of a pipeline. Times: of a request, of late."""
+    return {
+        "name": name,
+        "running": counts.in_flight,
+        "usual_wait_s": short(counts.usual_wait_s),
+        "usual_s": short(counts.usual_s),
+        "ended": counts.requests,
+        "skipped": counts.skipped,
+        "failed": counts.failures,
+    }
 
 
 def _objective(model: ServedModel, track: Track | None) -> dict[str, Any] | None:

@@ -38,6 +38,7 @@ export function modelView(state, name, version = "") {
     decisionsPart,
     autopilotPart,
     knobsPart,
+    stepsPart,
     instancesPart,
     versionsPart,
     cachePart,
@@ -337,6 +338,36 @@ function decisionsPart(model, state) {
 
 function withButtons(title, ...buttons) {
   return h("section", { class: "panel" }, h("div", { class: "panel-head" }, h("h2", {}, title), buttons));
+}
+
+// Of a pipeline: what each of its steps waits and computes of late, in their order.
+function stepsPart() {
+  const headings = ["Step", "Waits", "Computes", "Under way", "Ended", "Skipped", "Failed"];
+  const body = h("tbody");
+  const element = panel("Steps", plainTable(headings, body, { numbers: true }));
+  return {
+    element,
+    update({ steps }) {
+      element.hidden = !steps;
+      keyed(
+        body,
+        steps ?? [],
+        (one) => one.name,
+        (one) =>
+          h(
+            "tr",
+            {},
+            h("th", { scope: "row" }, one.name),
+            headings.slice(1).map(() => h("td", { class: "num" })),
+          ),
+        (row, one) => {
+          const times = one.ended ? [seconds(one.usual_wait_s), seconds(one.usual_s)] : [NONE, NONE];
+          const counts = [one.running, one.ended, one.skipped, one.failed].map(number);
+          [...times, ...counts].forEach((text, index) => write(row.cells[index + 1], text));
+        },
+      );
+    },
+  };
 }
 
 function instancesPart(model) {
