@@ -1,6 +1,6 @@
 """The agent: how near it comes to an optimum that is known, and how it does beside the rules on scenarios that it never saw.
 
-A part of benchmarks/learn. What was trained and simulated before is taken from `--folder`.
+A part of benchmarks/learn. What was trained and simulated before is taken from `--folder`: some ten hours are in trained/.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import numpy as np
@@ -93,7 +94,7 @@ def good(number: int, network: Path | None, pilot: type[Pilot] = Pilot) -> int:
 def all_good(options: argparse.Namespace, name: str, network: Path | None, pilot: type[Pilot] = Pilot) -> list[int]:
     """Of every scenario; what was simulated before is in the folder."""
     kept = options.folder / f"good-{name}-{SEED}.json"
-    stamp = 0 if network is None else network.stat().st_mtime_ns
+    stamp = 0 if network is None else crc32(network.read_bytes())
     if kept.exists():
         before, found = msgspec.json.decode(kept.read_bytes(), type=tuple[int, list[int]])
         if before == stamp and len(found) >= options.scenarios:
@@ -191,7 +192,8 @@ def _cautions(result: Result) -> str:
 
 PAGE = """# The agent
 
-`python -m benchmarks.learn --only agent --seeds {seeds} --write`. What is trained, and how, is in docs/learning.md.
+`python -m benchmarks.learn --only agent --seeds {seeds} --folder benchmarks/learn/trained --write`. What is trained, and
+how, is in docs/learning.md.
 
 ## Beside the optimum
 

@@ -9,8 +9,7 @@ from tests.serve.rig import pass_time
 
 pytestmark = pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)
 
-WORK_S, TIMEOUT_S, SECONDS = 0.002, 0.05, 3.0
-STEPS = ("a", "b", "c", "d")
+WORK_S, TIMEOUT_S, SECONDS = 0.004, 0.05, 3.0
 URGENT_EVERY = 16
 
 
@@ -18,10 +17,9 @@ URGENT_EVERY = 16
 async def test_threads_do_what_they_can_in_time_whatever_comes(overload: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "CHEAP_S", 0.0)  # virtual work takes no time: it would all run on the loop
     floor = Floor(threads=2, work_s=WORK_S)
-    sources = ("x", *(f"{name}.y" for name in STEPS))
-    steps = {name: step(":plus_one", x=source) for name, source in zip(STEPS, sources, strict=False)}
-    pipeline = floor.pipeline(steps, {"y": sources[-1]})
-    possible = floor.threads.most / (len(STEPS) * WORK_S)  # requests per second
+    steps = {"a": step(":plus_one", x="x"), "b": step(":same", x="a.y", each=True), "c": step(":gather", items="b.y")}
+    pipeline = floor.pipeline(steps, {"y": "c.y"})
+    possible = floor.threads.most / (len(steps) * WORK_S)  # requests per second
     answers = []
     for number in range(int(overload * possible * SECONDS)):
         priority = 0 if number % URGENT_EVERY else 1

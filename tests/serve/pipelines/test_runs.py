@@ -175,6 +175,38 @@ async def test_code_runs_for_each_item_on_several_threads() -> None:
 # Conditions
 
 
+@pytest.mark.parametrize(
+    ("second", "third", "seconds"),
+    [
+        (step(":plus_one", x="a.y"), step(":plus_one", x="b.y"), 0.001),
+        (step(":plus_one", x="a.y", each=True), step(":gather", items="b.y"), 0.003),
+        (step("m", x="a.y"), step(":plus_one", x="b.y"), 0.012),
+    ],
+)
+async def test_code_that_needs_nothing_else_runs_behind_the_code_before_it(
+    second: dict[str, Any], third: dict[str, Any], seconds: float
+) -> None:
+    floor = Floor()
+    floor.model("m")
+    pipeline = floor.pipeline({"a": step(":plus_one", x="x"), "b": second, "c": third}, {"y": "c.y"})
+    answer = await pipeline.send({"x": rows(1)}, timeout_s=1.0).wait()
+    assert answer.at == pytest.approx(seconds, abs=1e-4)
+    counts = pipeline.fleet.counts.values()
+    assert [each.requests for each in counts] == [1, 1, 1]
+    assert all(each.computed_s > 0.0 for each in counts)
+    await floor.rest()
+
+
+async def test_what_fails_behind_other_code_is_named_and_what_gives_nothing_ends_there() -> None:
+    floor = Floor()
+    for call, why in ((":fail", "stage 'b' (tests.serve.pipelines.code:fail): "), (":nothing", "plus_one) was skipped")):
+        steps = {"a": step(":plus_one", x="x"), "b": step(call, x="a.y"), "c": step(":plus_one", x="b.y")}
+        pipeline = floor.pipeline(steps, {"y": "c.y"}, name=call[1:])
+        assert why in (await pipeline.send({"x": rows(1)}).wait()).why
+        assert pipeline.fleet.counts["c"].requests == 0
+    await floor.rest()
+
+
 async def test_a_skipped_output_is_a_failure_that_names_the_step() -> None:
     floor = Floor()
     floor.model("m")

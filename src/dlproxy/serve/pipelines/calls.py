@@ -11,7 +11,7 @@ import numpy as np
 
 from dlproxy.instance.tracebacks import origin_of
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Tensor, TensorSpec, text_of
-from dlproxy.serve.pipelines.code import CodeStage, OutputError, timed
+from dlproxy.serve.pipelines.code import CodeStage, Context, OutputError, timed
 from dlproxy.serve.pipelines.plan import Step
 from dlproxy.serve.pipelines.stages import ModelStage
 from dlproxy.serve.pipelines.threads import Job
@@ -272,7 +272,7 @@ class _Group:
 
 
 class CodeCall(Call):
-    """One run, here or on a thread."""
+    """One run, here or on a thread, and there those of the steps behind it as well, which find it when they begin."""
 
     __slots__ = ("_job",)
 
@@ -280,24 +280,43 @@ class CodeCall(Call):
         stage = cast(CodeStage, self.step.stage)
         context = self.run.context(stage)
         self._job: Job | None = None
-        if stage.pace.inline:
+        ran = self.run.ahead.pop(self.step.number, None)
+        if ran is not None:
+            self.began_at -= ran[1]
+            self._ran(ran, inline=False)
+        elif stage.pace.inline:
             self._ran(timed(stage, values, context), inline=True)
         else:
-            self._job = self.run.put(self.step, partial(timed, stage, values, context), self._done)
+            self._job = self.run.put(self.step, partial(self._work, values, context), self._done)
 
     def cancel(self) -> None:
         self.over = True
         if self._job is not None:
             self._job.cancelled, self._job = True, None
 
-    def _done(self, ran: Ran | None) -> None:
+    def _work(self, values: dict[str, Value], context: Context | None) -> list[tuple[int, Ran]]:
+        """On a thread: what this step's code gave, and that of those behind it."""
+        step = self.step
+        ran = timed(cast(CodeStage, step.stage), values, context)
+        found = [(step.number, ran)]
+        while self.span is None and (behind := self.run.behind(step, ran)) is not None:
+            step, values = behind
+            stage = cast(CodeStage, step.stage)
+            ran = timed(stage, values, self.run.context(stage))
+            found.append((step.number, ran))
+        return found
+
+    def _done(self, found: list[tuple[int, Ran]] | None) -> None:
         self._job = None  # which holds this call, and with it the request's tensors
         if self.over:
             return
-        if ran is None:
+        if found is None:
             self._fail(self.run.too_late())
-        else:
-            self._ran(ran, inline=False)
+            return
+        (_, own), *behind = found
+        self.run.ahead.update(behind)
+        self.began_at += sum([seconds for _, (_, seconds) in behind])  # as if it had ended before they began
+        self._ran(own, inline=False)
 
     def _ran(self, ran: Ran, *, inline: bool) -> None:
         given, self.computed_s = ran

@@ -30,7 +30,7 @@ from dlproxy.serve.pipelines.code import CodeStage
 from dlproxy.serve.pipelines.instance import PipelineInstance
 from dlproxy.serve.pipelines.layer import PipelineLayer
 from dlproxy.serve.pipelines.micro_batches import MicroBatchLayer
-from dlproxy.serve.pipelines.plan import Plan, planned, wanted
+from dlproxy.serve.pipelines.plan import Plan, Step, planned, wanted
 from dlproxy.serve.pipelines.run import Run
 from dlproxy.serve.pipelines.stages import Bound, ModelStage
 from dlproxy.serve.pipelines.threads import Threads
@@ -257,10 +257,15 @@ class PipelineFleet:
         waits = {name: served.would_wait_s(ticket, now) for name, served in self._served()}
         if self.threads.waiting:
             wait_s = self.threads.would_wait_s(self._due_at(ticket, ticket.deadline_at))
-            for name, stage in self.stages.items():
-                if isinstance(stage, CodeStage) and not stage.pace.inline:
-                    waits[name] = wait_s
+            for step in self.plan.steps:
+                if isinstance(step.stage, CodeStage) and not step.stage.pace.inline and not self._is_carried_along(step):
+                    waits[step.name] = wait_s
         return waits
+
+    def _is_carried_along(self, step: Step) -> bool:
+        """Its code runs behind another's, and waits for no thread of its own."""
+        before = None if step.behind is None else self.plan.steps[step.behind].stage
+        return isinstance(before, CodeStage) and not before.pace.inline
 
     def _share_out(self) -> None:
         """The models of the stages make their batches for what this pipeline's objective leaves them."""

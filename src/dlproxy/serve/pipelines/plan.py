@@ -22,7 +22,9 @@ Sources = tuple[int, ...]
 class Step(Struct, eq=False):
     """`inputs`: from where, by name. `when`: the place of the condition, and the truth that it wants. `outputs`: the places of
     those that somebody takes. `after`: the steps that take something from it, by number. `direct`: it takes only what clients
-    sent. `optional`: whoever takes something from it can do without. `first`: it waits for no other.
+    sent. `optional`: whoever takes something from it can do without. `first`: it waits for no other. `then`: the step whose
+    code takes nothing but what this one's gives to nobody else, by number: they run one behind the other on a thread; there,
+    `behind` is this one.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Step(Struct, eq=False):
     optional: bool
     feeds_outputs: bool
     first: bool
+    then: int | None = None
+    behind: int | None = None
 
     def __str__(self) -> str:
         return f"stage '{self.name}' ({self.stage})"
@@ -85,8 +89,12 @@ def planned(
                 optional=name not in giving and all(_does_without(other, name, wiring, steps) for other in after),
                 feeds_outputs=name in giving,
                 first=not wiring.before(name),
+                then=next((numbers[other] for other in after if _runs_behind(other, name, wiring, steps)), None),
             )
         )
+    for step in made:
+        if step.then is not None:
+            made[step.then].behind = step.number
     found = tuple((spec, tuple(places[source] for source in wiring.outputs[spec.name])) for spec in outputs)
     return Plan(tuple(made), len(places), found)
 
@@ -108,6 +116,14 @@ def _note(found: dict[str, dict[str, None]], sources: tuple[Source, ...]) -> Non
     for source in sources:
         if source.step:
             found[source.step][source.name] = None
+
+
+def _runs_behind(other: str, name: str, wiring: Wiring, steps: Mapping[str, StepConfig]) -> bool:
+    """Whether the code of the one step can follow that of the other on its thread: nothing else is waited for or told."""
+    if any(steps[step].model or steps[step].each for step in (other, name)) or other in wiring.when or steps[other].need:
+        return False
+    shared = len(wiring.after[name]) > 1 or any(source.step == name for found in wiring.outputs.values() for source in found)
+    return not shared and all([source.step for source in found] == [name] for found in wiring.inputs[other].values())
 
 
 def _does_without(other: str, name: str, wiring: Wiring, steps: Mapping[str, StepConfig]) -> bool:

@@ -14,7 +14,7 @@ from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.tracebacks import origin_of
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Rest, Tensor, Ticket, text_of
 from dlproxy.policy.pipelines import Pacing
-from dlproxy.serve.pipelines.calls import Call, call_of
+from dlproxy.serve.pipelines.calls import Call, Ran, call_of
 from dlproxy.serve.pipelines.code import CodeStage, Context
 from dlproxy.serve.pipelines.parts import PipelineRest
 from dlproxy.serve.pipelines.plan import Plan, Step
@@ -56,12 +56,13 @@ class Site(Protocol):
 
 class Run:
     """`done` gets the result, once, but not before `begin` has returned. `path_s`: what the steps computed that those which
-    begin now had to wait for. `variants`: that answered in place of stages' models.
+    begin now had to wait for. `variants`: that answered in place of stages' models. `ahead`: what code gave that ran before its
+    step has begun, behind another's.
     """
 
     __slots__ = (
         *("_beginning", "_calls", "_done", "_loop", "_nested", "_site", "_state", "_timers", "_values"),
-        *("over", "path_s", "request", "variants"),
+        *("ahead", "over", "path_s", "request", "variants"),
     )
 
     def __init__(self, site: Site, request: Request, done: Callable[[BatchResult], None], loop: Any) -> None:
@@ -69,6 +70,7 @@ class Run:
         self.over = False
         self.path_s = 0.0
         self.variants: dict[str, None] = {}
+        self.ahead: dict[int, Ran] = {}
         self._site = site
         self._done = done
         self._loop = loop
@@ -128,6 +130,17 @@ class Run:
         items = self._calls[step.number].items
         site.threads.put(job, site.rank(step.name, ticket, site.clock(), items))
         return job
+
+    def behind(self, step: Step, given: Ran) -> tuple[Step, dict[str, Value]] | None:
+        """The step whose code may run right behind this one's, and its inputs. Called on threads."""
+        values = given[0]
+        if step.then is None or self.over or isinstance(values, BaseException) or any(map(_is_missing, values)):
+            return None
+        site = self._site
+        if site.clock() >= self.request.ticket.deadline_at:
+            return None
+        then, places = site.plan.steps[step.then], dict(zip(step.outputs.values(), values, strict=True))
+        return then, {name: places[source] for name, (source,) in then.inputs}
 
     def context(self, stage: CodeStage) -> Context | None:
         if not stage.takes_context:
@@ -376,6 +389,10 @@ def _wanted(step: Step, condition: Value) -> list[bool]:
     if not step.each and len(wanted) != 1:
         raise ValueError(f"when: {len(wanted)} truths, where one is wanted, or each = true")
     return wanted
+
+
+def _is_missing(value: Value) -> bool:
+    return isinstance(value, Missing)
 
 
 def _of_items(condition: Value | None) -> bool:
