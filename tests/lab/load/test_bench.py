@@ -286,6 +286,17 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_remembered_and_a_second_one_raises(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with Interrupt() as interrupt:
+        signal.raise_signal(number)
+        assert interrupt.pressed
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
 def test_a_server_that_dies_ends_the_run_with_a_report(tmp_path: Path) -> None:
     with FakeServer() as server:
         server.infer = _at_request(100, server.die)

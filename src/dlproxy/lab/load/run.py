@@ -44,20 +44,20 @@ Watch = Callable[[Progress], bool]
 
 
 class Interrupt:
-    """Ctrl-C inside it: the first is remembered, the second raises KeyboardInterrupt."""
+    """Ctrl-C or SIGTERM inside it: the first is remembered, the second raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.pressed = False
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._press)
+            self._before = {number: signal.signal(number, self._press) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _press(self, number: int, frame: FrameType | None) -> None:
         if self.pressed:
