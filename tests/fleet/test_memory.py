@@ -160,7 +160,7 @@ async def test_what_is_measured_is_what_the_process_grows_by_and_goes_with_the_m
     growth = await asyncio.to_thread(held_bytes) - before
     weights = sum((700 + 100 * number) ** 2 * 4 for number in range(8))
     assert sum(loaded.values()) < 1.6 * weights
-    assert growth < 1.5 * sum(loaded.values())  # or much less: memory that the process had kept is used again
+    assert growth < 1.75 * sum(loaded.values())  # or much less: memory that the process had kept is used again
     for name in loaded:
         await some.unload(name)
     left = resident_bytes() - before  # glibc keeps the top of a thread's heap, here the size of one model or two
