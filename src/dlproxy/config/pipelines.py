@@ -114,6 +114,17 @@ class Wiring(Struct, frozen=True):
         """The steps that it takes something from."""
         return [other for other in self.order if step in self.after[other]]
 
+    def behind(self, plain: Collection[str]) -> dict[str, str]:
+        """Of these steps, those that take all they do from one other of these, which gives it to nobody else: which that is."""
+        told = {source.step for sources in self.outputs.values() for source in sources}
+        found = {}
+        for name in plain:
+            (other, *more) = self.after[name] or ("",)
+            alone = not more and name not in told and other in plain and other not in self.when
+            if alone and all([source.step for source in sources] == [name] for sources in self.inputs[other].values()):
+                found[other] = name
+        return found
+
 
 def wired(steps: Mapping[str, StepConfig], inputs: Collection[str], outputs: Mapping[str, str]) -> Wiring:
     """Of a pipeline with these inputs and outputs. Raises ConfigError for steps that do not fit together."""

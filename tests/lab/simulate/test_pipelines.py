@@ -9,6 +9,7 @@ from dlproxy.config.pipelines import StepConfig, wired
 from dlproxy.lab.simulate.engine import Call
 from dlproxy.lab.simulate.pipelines import SimulatedPipeline, StepPlan
 from dlproxy.lab.simulate.service_times import Fitted
+from dlproxy.lab.simulate.threads import SimulatedThreads
 from dlproxy.message import FailureKind
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.pipelines import Pacing
@@ -27,7 +28,11 @@ BEST = {  # of `python -m benchmarks.pipelines.deadlines`
 
 
 def through(
-    steps: dict[str, StepConfig], plans: dict[str, StepPlan], calls: list[Call], output: str = "last.y"
+    steps: dict[str, StepConfig],
+    plans: dict[str, StepPlan],
+    calls: list[Call],
+    output: str = "last.y",
+    threads: SimulatedThreads | None = None,
 ) -> tuple[SimulatedPipeline, dict[int, tuple[FailureKind | None, float]]]:
     """The pipeline "p" over models "quick" (10 ms) and "slow" (30 ms): 1 ms more for each row."""
     models = [
@@ -35,8 +40,8 @@ def through(
         for name, base_s in (("quick", 0.010), ("slow", 0.030))
     ]
     hung = wired(steps, ["x"], {"y": output})
-    door = make_model("p", Fitted(0.001, 0.0), knobs=LaneKnobs(max_batch=1))
-    door.pipeline = SimulatedPipeline(hung, plans, Pacing(hung))
+    door = make_model("p", Fitted(0.001, 0.0), knobs=LaneKnobs(max_batch=1), instances=64 if threads else 1)
+    door.pipeline = SimulatedPipeline(hung, plans, Pacing(hung), threads)
     simulation, _ = run_calls([*models, door], calls)
     return door.pipeline, simulation.ends
 
@@ -89,6 +94,34 @@ def test_a_step_that_refuses_fails_the_request_and_takes_its_other_items_out() -
     _, ends = through(steps, {"last": StepPlan("slow", items=(8,))}, calls)
     assert [ends[number][0] for number in (1, 2, 3)].count(FailureKind.DEADLINE) >= 1
     assert ends[3][0] is None
+
+
+def code_alone(*names: str, each: bool = False) -> dict[str, StepConfig]:
+    sources = ("x", *(f"{name}.y" for name in names))
+    return {
+        name: StepConfig(call="code", inputs={"x": source}, each=each) for name, source in zip(names, sources, strict=False)
+    }
+
+
+def test_code_waits_for_a_thread_and_what_needs_nothing_else_runs_behind_it() -> None:
+    plans = {"first": StepPlan(seconds=0.010), "last": StepPlan(seconds=0.0001)}
+    threads = SimulatedThreads(2)
+    calls = [Call("p", 1, inf, 0.0) for _ in range(3)] + [Call("p", 1, 0.005, 0.001)]
+    pipeline, ends = through(code_alone("first", "last"), plans, calls, threads=threads)
+    assert [ends[number] for number in (1, 2, 3)] == [(None, pytest.approx(at)) for at in (0.0101, 0.0101, 0.0202)]
+    assert ends[4][0] is FailureKind.DEADLINE
+    assert pipeline.times["first"].waited_s == [pytest.approx(wait_s) for wait_s in (0.0, 0.0, 0.0101)]
+    assert pipeline.times["last"].waited_s == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("overload", [0.9, 2.0, 5.0])
+def test_threads_do_what_they_can_in_time(overload: float) -> None:
+    plans = {name: StepPlan(seconds=0.004, items=(2,)) for name in ("first", "last")}
+    seconds, can = 4.0, 2 / 0.008
+    calls = [Call("p", 1, 0.05, number / (overload * can)) for number in range(int(overload * can * seconds))]
+    _, ends = through(code_alone("first", "last", each=True), plans, calls, threads=SimulatedThreads(2))
+    in_time = [failure for failure, _ in ends.values() if failure is None]
+    assert len(in_time) >= 0.9 * min(overload, 1.0) * can * seconds
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from heapq import heappop, heappush
-from itertools import count
 from math import inf
 from typing import Any
 
@@ -14,6 +12,7 @@ from dlproxy.config import ModelConfig
 from dlproxy.config.pipelines import StepConfig, wired
 from dlproxy.fleet.roster import Roster
 from dlproxy.message import DType, Request, Signature, TensorSpec
+from dlproxy.policy.jobs import JobQueue
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.driver import Driver
@@ -47,8 +46,7 @@ class FakeThreads:
         self.most = most
         self.work_s = work_s
         self._clock = clock
-        self._jobs: list[tuple[float, int, Job]] = []
-        self._numbers = count()
+        self._jobs: JobQueue[Job] = JobQueue()
         self._busy = 0
 
     @property
@@ -60,15 +58,15 @@ class FakeThreads:
         return len(self._jobs)
 
     def would_wait_s(self, rank: float) -> float:
-        return sum(one < rank for one, _, _ in self._jobs) * self.work_s / self.most
+        return self._jobs.would_wait_s(rank)
 
     def put(self, job: Job, rank: float) -> None:
-        heappush(self._jobs, (rank, next(self._numbers), job))
+        self._jobs.put(job, rank)
         self._go_on()
 
     def _go_on(self) -> None:
         while self._jobs and self._busy < self.most:
-            job = heappop(self._jobs)[2]
+            job = self._jobs.take(self._clock())
             if job.cancelled:
                 continue
             self._busy += 1

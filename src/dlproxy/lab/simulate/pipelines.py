@@ -14,9 +14,12 @@ from msgspec import Struct, field, structs
 from dlproxy.config import ConfigError, ModelConfig, parse_duration
 from dlproxy.config.pipelines import NOT, Source, StepConfig, Wiring, wired
 from dlproxy.config.values import nearest
+from dlproxy.lab.simulate.threads import SimulatedJob, SimulatedThreads
 from dlproxy.message import Failure, FailureKind, Ticket
 from dlproxy.policy.events import BatchDone, Dispatch, KnobsChanged
 from dlproxy.policy.pipelines import Stage
+from dlproxy.policy.queueing.ranked import due_at
+from dlproxy.serve.pipelines.code import CHEAP_S
 
 if TYPE_CHECKING:
     from dlproxy.lab.simulate.engine import Node, SimulatedModel
@@ -53,6 +56,11 @@ class StepPlan(Struct, frozen=True):
     like: str = ""
     chance: float = 1.0
 
+    @property
+    def runs_once(self) -> bool:
+        """Code that is run for one item."""
+        return not self.model and not self.like and tuple(self.items) == (1,)
+
 
 class PipelinePlan(Struct, frozen=True):
     """A pipeline of a simulation."""
@@ -69,12 +77,15 @@ class StepTimes(Struct):
 
 
 class _Stage(Struct, eq=False):
-    """One step of one request that is under way. `open`: tickets of it that wait or run, and which is to follow them."""
+    """One step of one request that is under way. `open`: tickets of it that wait or run, and which is to follow them. `job`:
+    of code on a thread.
+    """
 
     name: str
     began_at: float
     items: int
     open: set[int]
+    job: SimulatedJob | None = None
     first_at: float = inf  # when one of its items began to run
 
 
@@ -96,19 +107,33 @@ class SimulatedPipeline:
     _node: "Node"
     _model: "SimulatedModel"
 
-    def __init__(self, wiring: Wiring, steps: Mapping[str, StepPlan], pacing: Paces, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        wiring: Wiring,
+        steps: Mapping[str, StepPlan],
+        pacing: Paces,
+        threads: SimulatedThreads | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """`threads`: that code runs on, of its own if there are no other pipelines."""
         self.wiring = wiring
         self.steps = steps
+        self.threads = threads or SimulatedThreads()
         self.times = {name: StepTimes() for name in steps}
         self.refused = 0
         """Requests that were told at the entrance that they would be late."""
         self._pacing = pacing
         self._random = Random(seed)
         self._before = {name: wiring.before(name) for name in wiring.order}
+        self._on_threads = [name for name, step in steps.items() if not step.model and step.seconds >= CHEAP_S]
+        behind = wiring.behind([name for name, step in steps.items() if step.runs_once])
+        self._behind = {name for name, before in behind.items() if before in self._on_threads}
 
     def join(self, node: "Node", model: "SimulatedModel") -> None:
         """It is this model, and its steps ask others of the same node."""
         self._node, self._model = node, model
+        self._knobs = model.lane.view().knobs
         asked = {name: node.models[step.model] for name, step in self.steps.items() if step.model}
         self._asked = asked
         self._aimed = {name: other for name, other in asked.items() if other.lane.view().knobs.slo_s is None}
@@ -137,7 +162,14 @@ class SimulatedPipeline:
         self._node.heap.at(now, self._node.happen, (self._model, done))
 
     def _waits(self, ticket: Ticket, now: float) -> dict[str, float]:
-        return {name: model.lane.would_wait_s(ticket, now) for name, model in self._asked.items()}
+        waits = {name: model.lane.would_wait_s(ticket, now) for name, model in self._asked.items()}
+        if self.threads.jobs:
+            wait_s = self.threads.jobs.would_wait_s(self._rank(ticket, ticket.deadline_at))
+            waits |= {name: wait_s for name in self._on_threads if name not in self._behind}
+        return waits
+
+    def _rank(self, ticket: Ticket, deadline_at: float) -> float:
+        return due_at(ticket, deadline_at, self._knobs.starvation_s, self._knobs.ageing_s)
 
     def _split(self, objective_s: float, now: float) -> None:
         """As LaneControl.aim has it."""
@@ -180,6 +212,15 @@ class SimulatedPipeline:
         self._pacing.begun(name)
         stage = run.stages[name] = _Stage(name, now, items, set())
         deadline_at = self._pacing.deadline_at(name, run.ticket, now, items)
+        if not step.model and items and (name in self._on_threads or name in self._behind):
+            stage.job = job = SimulatedJob(
+                step.seconds, partial(self._code_ended, (run, stage)), partial(self._late, run), run.ticket.deadline_at
+            )
+            if name in self._behind:
+                self.threads.put_behind(job)
+            else:
+                self.threads.put(job, self._rank(run.ticket, deadline_at), now, self._node.heap)
+            return
         if not step.model or not items:
             self._node.heap.at(now + (step.seconds if items else 0.0), self._code_ended, (run, stage))
             return
@@ -191,8 +232,11 @@ class SimulatedPipeline:
     def _code_ended(self, what: tuple[_Run, _Stage], now: float) -> None:
         run, stage = what
         if stage.name in run.stages:
-            stage.first_at = stage.began_at
+            stage.first_at = stage.began_at if stage.job is None else stage.job.begun_at
             self._ended(run, stage, now)
+
+    def _late(self, run: _Run, now: float) -> None:
+        self._fail(run, FailureKind.DEADLINE, now)
 
     def _item_ended(
         self, run: _Run, stage: _Stage, number: int, failure: FailureKind | None, service_s: float, now: float
@@ -223,6 +267,8 @@ class SimulatedPipeline:
         """Nobody waits for the rest."""
         stages, run.stages = run.stages, {}
         for stage in stages.values():
+            if stage.job is not None:
+                stage.job.cancelled = True
             if stage.open:
                 self._node.leave(self._asked[stage.name], sorted(stage.open), now)
         self._end(run, failure, now)

@@ -40,6 +40,7 @@ from dlproxy.lab.simulate.pipelines import CAPACITY, PipelinePlan, SimulatedPipe
 from dlproxy.lab.simulate.recording import Batches
 from dlproxy.lab.simulate.service_times import Fitted, Measured, Sample, ServiceTimes
 from dlproxy.lab.simulate.shared_core import separate
+from dlproxy.lab.simulate.threads import SimulatedThreads
 from dlproxy.message import FailureKind
 from dlproxy.policy.balancing import Balancer, make_balancer
 from dlproxy.policy.lane import Lane
@@ -331,11 +332,14 @@ def build(scenario: Scenario, tally: Tally) -> ByModel:
             )
             for name, model in scenario.models.items()
         ]
+        threads = SimulatedThreads(scenario.cores)
         for simulated in models:
             pipeline = scenario.models[simulated.name].pipeline
             if pipeline is not None:
                 pacing = Pacing(pipeline.wiring)
-                simulated.pipeline = SimulatedPipeline(pipeline.wiring, pipeline.steps, pacing, seed=scenario.seed + number)
+                simulated.pipeline = SimulatedPipeline(
+                    pipeline.wiring, pipeline.steps, pacing, threads, seed=scenario.seed + number
+                )
         if scenario.cache is not None:
             for simulated in models:
                 simulated.cache = SimulatedCache(*scenario.cache)

@@ -89,12 +89,11 @@ def planned(
                 optional=name not in giving and all(_does_without(other, name, wiring, steps) for other in after),
                 feeds_outputs=name in giving,
                 first=not wiring.before(name),
-                then=next((numbers[other] for other in after if _runs_behind(other, name, wiring, steps)), None),
             )
         )
-    for step in made:
-        if step.then is not None:
-            made[step.then].behind = step.number
+    plain = [name for name, step in steps.items() if not (step.model or step.each or step.need)]
+    for name, before in wiring.behind(plain).items():
+        made[numbers[before]].then, made[numbers[name]].behind = numbers[name], numbers[before]
     found = tuple((spec, tuple(places[source] for source in wiring.outputs[spec.name])) for spec in outputs)
     return Plan(tuple(made), len(places), found)
 
@@ -116,14 +115,6 @@ def _note(found: dict[str, dict[str, None]], sources: tuple[Source, ...]) -> Non
     for source in sources:
         if source.step:
             found[source.step][source.name] = None
-
-
-def _runs_behind(other: str, name: str, wiring: Wiring, steps: Mapping[str, StepConfig]) -> bool:
-    """Whether the code of the one step can follow that of the other on its thread: nothing else is waited for or told."""
-    if any(steps[step].model or steps[step].each for step in (other, name)) or other in wiring.when or steps[other].need:
-        return False
-    shared = len(wiring.after[name]) > 1 or any(source.step == name for found in wiring.outputs.values() for source in found)
-    return not shared and all([source.step for source in found] == [name] for found in wiring.inputs[other].values())
 
 
 def _does_without(other: str, name: str, wiring: Wiring, steps: Mapping[str, StepConfig]) -> bool:

@@ -5,17 +5,16 @@ Used by calls.py; fleet.py asks how long a job would wait. Not aware of: pipelin
 
 import asyncio
 import sys
-from bisect import bisect_left, insort
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
 from math import inf
 from threading import Condition, Thread
 from typing import Any
 
 from msgspec import Struct
 
-MEMORY = 0.95  # of the time from one beginning to the next, kept at each further one: about the last 20 count
+from dlproxy.policy.jobs import JobQueue
+
 SWITCH_S = 50e-6  # after which a thread that wants the GIL insists: a busy event loop gives it up so often that 5 ms never pass
 
 
@@ -37,15 +36,12 @@ class Threads:
     def __init__(self, most: int, clock: Callable[[], float]) -> None:
         self.most = most
         self._clock = clock
-        self._jobs: list[tuple[float, int, Job]] = []  # in order
-        self._numbers = count()
+        self._jobs: JobQueue[Job] = JobQueue()
         self._changed = Condition()
         self._threads: list[Thread] = []
         self._idle = 0
         self._stopping = False
         self._switch_s = 0.0  # the process's own, before there were threads
-        self._each_s = 0.0  # from one job that begins to the next, while some wait
-        self._begun_at = inf  # the last one, if others waited then
 
     def __len__(self) -> int:
         return len(self._threads)
@@ -58,12 +54,12 @@ class Threads:
     def would_wait_s(self, rank: float) -> float:
         """Until a job of this rank that came now would begin."""
         with self._changed:
-            return bisect_left(self._jobs, (rank,)) * self._each_s
+            return self._jobs.would_wait_s(rank)
 
     def put(self, job: Job, rank: float) -> None:
         """Run it, before those of higher rank."""
         with self._changed:
-            insort(self._jobs, (rank, next(self._numbers), job))
+            self._jobs.put(job, rank)
             if self._idle >= len(self._jobs):
                 self._changed.notify()
             elif len(self._threads) < self.most:
@@ -95,22 +91,11 @@ class Threads:
         with self._changed:
             while not self._stopping:
                 if self._jobs:
-                    return self._taken()
+                    return self._jobs.take(self._clock())
                 self._idle += 1
                 self._changed.wait()
                 self._idle -= 1
             return None
-
-    def _taken(self) -> Job:
-        """The first one that waits. What comes to nothing takes no time and shows none."""
-        job = self._jobs.pop(0)[2]
-        now = self._clock()
-        if not job.cancelled and now < job.begin_by:
-            if self._begun_at < inf:
-                took_s = now - self._begun_at
-                self._each_s = self._each_s * MEMORY + took_s * (1.0 - MEMORY) if self._each_s else took_s
-            self._begun_at = now if self._jobs else inf
-        return job
 
     def _run(self, job: Job) -> None:
         if job.cancelled:
