@@ -24,6 +24,7 @@ SPLIT_EVERY_S = 1.0  # between two looks at how the objective is shared out
 FIRST_SPLIT_S = 1 / 16  # the first ones come sooner, as less is known: each takes twice as long as the one before
 NEWS = 0.1  # relative; a share that has changed by less stays
 ROUNDING = 1e-9  # relative
+MANY, REFRESH = 512, 16  # observations: from so many on, what follows from them is worked out anew after each REFRESH
 HALVINGS = 24  # of the interval in which the rate is looked for
 
 
@@ -125,6 +126,18 @@ class Took(Struct):
         return mean_s + SIGMAS * sqrt(variance)
 
 
+class _Known(Struct, frozen=True):
+    """What follows of a step from what was measured. `chance`: of a request to run it; `mean_s`, `variance`: of what it
+    computes, before items are counted; `tail_s`: of as many as usual; `kept_s`: for what comes after it.
+    """
+
+    chance: float
+    mean_s: float
+    variance: float
+    tail_s: float
+    kept_s: float
+
+
 class Pacing:
     """Of one pipeline, from what its steps were measured to take. All times in seconds.
 
@@ -142,6 +155,8 @@ class Pacing:
         self._split_after_s = FIRST_SPLIT_S
         self._silent_since = inf
         self._let_in = 0.0
+        self._observed = 0
+        self._worked_out: Mapping[str, _Known] | None = None
 
     # What happens
 
@@ -149,6 +164,7 @@ class Pacing:
         """A step of one request has begun: it was not skipped."""
         took = self._took[step]
         took.begun += 1.0
+        self._news()
         if took.begun > MOST_COUNTED:
             self._let_in /= 2.0
             for each in self._took.values():
@@ -159,8 +175,14 @@ class Pacing:
         took = self._took[step]
         took.observe(waited_s, computed_s, items)
         took.ended += 1.0
+        self._observed += 1
+        self._news()
         if step in self._last:
             self._silent_since = inf
+
+    def _news(self) -> None:
+        if self._observed < MANY or self._observed % REFRESH == 0:
+            self._worked_out = None
 
     # What follows
 
@@ -199,6 +221,7 @@ class Pacing:
         shares = {step: seconds * objective_s / longest for step, seconds in found.items()} if longest else {}
         if any(abs(share - self._shares.get(step, 0.0)) > NEWS * share for step, share in shares.items()):
             self._shares = shares
+            self._worked_out = None
         return self._shares
 
     def deadline_at(self, step: str, ticket: Ticket, now: float, items: int = 0) -> float:
@@ -210,8 +233,10 @@ class Pacing:
         last_at = ticket.deadline_at
         if last_at == inf or self._doubts(ticket, now):
             return last_at
-        took = self._took[step]
-        return min(max(last_at - self._kept(step, items), now + took.tail(items or took.usual)), last_at)
+        known, took = self._known()[step], self._took[step]
+        tail_s = took.tail(items) if items and items != took.usual else known.tail_s
+        kept_s = self._kept(items)[step] if items > 1 else known.kept_s
+        return min(max(last_at - kept_s, now + tail_s), last_at)
 
     def refusal(self, ticket: Ticket, waits: Mapping[str, float], now: float) -> Failure | None:
         """Why the request need not begin: it would be late. `waits`: by step, what a new request would wait there now.
@@ -242,17 +267,26 @@ class Pacing:
     def _foreseen(self, waits: Mapping[str, float]) -> tuple[float, float]:
         """Waiting, and running with some caution, along the way through the steps that takes longest."""
         reached: dict[str, tuple[float, float, float]] = {}
-        chances = self._chances()
-        for step, took in self._took.items():
+        for step, known in self._known().items():  # in the wiring's order
             total_s, run_s, variance = max([reached[name] for name in self._before[step]], default=(0.0, 0.0, 0.0))
-            wait_s, chance = took.wait(waits.get(step, 0.0)), chances[step]
-            mean_s, more = took.least()
-            reached[step] = total_s + chance * (wait_s + mean_s), run_s + chance * mean_s, variance + chance * more
+            wait_s, chance = self._took[step].wait(waits.get(step, 0.0)), known.chance
+            run_s += chance * known.mean_s
+            reached[step] = total_s + chance * (wait_s + known.mean_s), run_s, variance + chance * known.variance
         total_s, run_s, variance = max(reached.values())
         return total_s - run_s, run_s + SIGMAS * sqrt(variance)
 
-    def _kept(self, step: str, items: int) -> float:
-        """Seconds for what comes after the step, along the way that takes longest."""
+    def _known(self) -> Mapping[str, _Known]:
+        """By step, not older than the last REFRESH observations."""
+        if self._worked_out is None:
+            kept, chances = self._kept(1), self._chances()
+            self._worked_out = {
+                step: _Known(chances[step], *took.least(), took.tail(took.usual), kept[step])
+                for step, took in self._took.items()
+            }
+        return self._worked_out
+
+    def _kept(self, items: int) -> dict[str, float]:
+        """By step, seconds for what comes after it, along the way that takes longest."""
         kept: dict[str, float] = {}
         for name in reversed(self._wiring.order):
             longest_s = 0.0
@@ -261,10 +295,8 @@ class Pacing:
                 needs_s = took.waited_s + took.tail(items if items > 1 else took.usual)
                 share_s = self._shares.get(after, needs_s)
                 longest_s = max(longest_s, share_s - LENT * max(share_s - needs_s, 0.0) + kept[after])
-            if name == step:
-                return longest_s
             kept[name] = longest_s
-        raise KeyError(step)
+        return kept
 
     def _longest(self, seconds: Mapping[str, float]) -> float:
         """Along the way through the steps that takes longest."""
