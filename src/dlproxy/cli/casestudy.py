@@ -33,7 +33,7 @@ def add_to(commands: Commands) -> None:
         help="live through a shop's promotion day, on FastAPI and on dlproxy, step by step",
         description="An online shop's image classifier on the day of a promotion: the same requests to FastAPI, as teams serve "
         "it, and dlproxy, in turns on this machine. Writes report.html, RESULTS.md and what was measured (runs.jsonl). Takes "
-        "a quarter of an hour, --quick two minutes; --steps, every step by itself and on top of others, an hour and a quarter.",
+        "a quarter of an hour, --quick two minutes; --steps, every step by itself and on top of others, an hour.",
     )
     study.add_argument(
         "case", choices=CASES, help="promotion: a picture in, its category out; advertisement: a picture and a text"

@@ -83,6 +83,12 @@ def test_the_ablation_has_two_rows_for_each_step_but_the_first() -> None:
     assert len(wording.sums(stand_ins.study(ABLATED, rounds=2))) == 4
 
 
+def test_a_step_that_is_left_out_breaks_no_chain() -> None:
+    rows = wording.ablation(stand_ins.study(tuple(side for side in ABLATED if "variants" not in side), rounds=2)).rows
+    assert [row[1] for row in rows if row[0] == "ensemble"] == ["by itself", "on top of those before"]
+    assert not [row for row in rows if row[0] == "variants"]
+
+
 def test_a_study_that_was_stopped_says_so(tmp_path: Path) -> None:
     study = stand_ins.study()
     study.turns = study.turns[:2]

@@ -140,7 +140,7 @@ def ablation(study: Study) -> Table:
         here = alone if name == NAMES[0] else WHOLE if [name] == last else f"+ {name}"
         if here != alone:
             table.rows += _rows(study, name, "on top of those before", below, here)
-        below = here
+        below = here if study.of(here) else below
     table.rows += _rows(study, WHOLE, "beside dlproxy alone", ALONE, WHOLE)
     return table
 
