@@ -58,7 +58,7 @@ def test_answers_that_are_not_alike_are_told() -> None:
 
 
 def test_what_grandchildren_in_sessions_of_their_own_spend_counts_too() -> None:
-    work = "sum(range(3_000_000)); print(flush=True); input()"
+    work = "sum(range(20_000_000)); print(flush=True); input()"
     start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}], start_new_session=True)"
     with subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
