@@ -1,6 +1,6 @@
 """The agent: how near it comes to an optimum that is known, and how it does beside the rules on scenarios that it never saw.
 
-A part of benchmarks/learn. What was trained and simulated before is taken from `--folder`: some ten hours are in trained/.
+A part of benchmarks/learn. What was trained and simulated before is taken from `--folder`; trained/ keeps it, seed by seed.
 """
 
 import argparse

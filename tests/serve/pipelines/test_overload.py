@@ -1,4 +1,4 @@
-"""More requests than the threads that code runs on can do: whoever is let in is in time, and the urgent ones are."""
+"""More requests than the threads that code runs on can do: most of what they can is in time, and the urgent ones are."""
 
 import pytest
 

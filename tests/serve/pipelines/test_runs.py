@@ -172,9 +172,6 @@ async def test_code_runs_for_each_item_on_several_threads() -> None:
     await floor.rest()
 
 
-# Conditions
-
-
 @pytest.mark.parametrize(
     ("second", "third", "seconds"),
     [
@@ -205,6 +202,9 @@ async def test_what_fails_behind_other_code_is_named_and_what_gives_nothing_ends
         assert why in (await pipeline.send({"x": rows(1)}).wait()).why
         assert pipeline.fleet.counts["c"].requests == 0
     await floor.rest()
+
+
+# Conditions
 
 
 async def test_a_skipped_output_is_a_failure_that_names_the_step() -> None:

@@ -32,8 +32,8 @@ class Figures(Struct, kw_only=True):
     """Of one turn. Rates are answers within the objective per second. `useful`: core-seconds of those by the cores' time, each
     counted as its models take alone on one core; `at_first`: as the shop's first model takes. `wrong`: of the pictures that
     were answered, each counted once. `new_in_time`: of requests in the sale for pictures that were not sent before. The other
-    shares are of all requests. `cost_s`: core-seconds that the server took for each of those answers. `at_once`:
-    the most of them that were under way at a time.
+    shares are of all requests. `cost_s`: core-seconds that the server took for each of those answers.
+    `at_once`: the most of them that were under way at a time.
     """
 
     sale_rps: float
